@@ -1,0 +1,105 @@
+package imaging
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"doppel/imaging/store"
+)
+
+// ChunkSource is where Apply gets content from. *store.Vault is one.
+type ChunkSource interface {
+	// Stream reads each distinct chunk of refs once, in the order that suits
+	// the source, verifies it and gives it to fn, which is called from several
+	// goroutines at once and may not keep the bytes. The first error of fn
+	// ends the stream and is returned.
+	Stream(ctx context.Context, refs []store.Ref, workers int, fn func(store.Ref, []byte) error) error
+}
+
+// ApplyOptions say how a tree is to be made equal to a manifest. The zero
+// value writes everything that differs and deletes nothing.
+type ApplyOptions struct {
+	Delete   bool                   // remove what the manifest does not have
+	Paths    []string               // only these entries, what is below them, and the directories that lead to them
+	DryRun   bool                   // only say what would be done
+	Full     bool                   // read what is there and compare digests, instead of trusting size and mtime
+	Skip     func(path string) bool // true: left alone, with all that is below it; neither written nor deleted
+	Workers  int                    // 0: as many as there are CPUs
+	Progress func(ApplyProgress)    // a few times a second, from one goroutine at a time
+	Change   func(ApplyChange)      // each thing done (or, in a dry run, to be done), from one goroutine at a time
+	Log      *slog.Logger           // nil: silent
+}
+
+// ApplyProgress are running totals.
+type ApplyProgress struct {
+	Files      int64 `json:"files"` // regular files whole and under their names
+	FilesTotal int64 `json:"files_total"`
+	Bytes      int64 `json:"bytes"` // of content written
+	BytesTotal int64 `json:"bytes_total"`
+}
+
+// Act is what Apply does to one path.
+type Act string
+
+const (
+	ActWrite  Act = "write"  // made, or replaced whole
+	ActFix    Act = "fix"    // metadata set, content was right
+	ActDelete Act = "delete" // removed
+)
+
+// ApplyChange is one thing that Apply does.
+type ApplyChange struct {
+	Path string `json:"path"`
+	Act  Act    `json:"act"`
+}
+
+// Loss is something the manifest has and the tree could not take.
+type Loss struct {
+	Path   string `json:"path"`
+	What   string `json:"what"` // owner, mode, mtime, xattr NAME, device, …
+	Reason string `json:"reason"`
+}
+
+func (l Loss) String() string { return fmt.Sprintf("%q: %s: %s", l.Path, l.What, l.Reason) }
+
+// maxLosses bounds the losses that a report lists; all are counted.
+const maxLosses = 100
+
+// ApplyReport says what Apply did. Entries = Written + Fixed + Unchanged +
+// skipped and withheld ones.
+type ApplyReport struct {
+	Entries      int64    `json:"entries"`       // of the manifest that were considered
+	Written      int64    `json:"written"`       // entries made or replaced
+	BytesWritten int64    `json:"bytes_written"` // of content
+	Deleted      int64    `json:"deleted"`       // names removed
+	Fixed        int64    `json:"fixed"`         // entries whose metadata was set
+	Unchanged    int64    `json:"unchanged"`     // entries that were right already
+	Skipped      int64    `json:"skipped"`       // entries left alone because Skip said so
+	Withheld     []string `json:"withheld"`      // entries whose content this reader may not have
+	Lost         int64    `json:"lost"`          // things that could not be set
+	Losses       []Loss   `json:"losses,omitempty"`
+	Seconds      float64  `json:"seconds"`
+}
+
+// SpaceError says before the first byte that a tree cannot fit.
+type SpaceError struct {
+	Path   string // the directory whose file system is too small
+	Need   int64
+	Have   int64
+	Inodes bool // Need and Have count inodes, not bytes
+}
+
+func (e *SpaceError) Error() string {
+	if e.Inodes {
+		return fmt.Sprintf("the file system at %s has %d free inodes and %d are needed", e.Path, e.Have, e.Need)
+	}
+	return fmt.Sprintf("the file system at %s has %d bytes free and %d are needed", e.Path, e.Have, e.Need)
+}
+
+// Apply makes the tree beneath dir equal to m, with content from src. See the
+// package's words for what it guarantees.
+func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o ApplyOptions) (*ApplyReport, error) {
+	return nil, errors.New("apply is not built yet")
+}
