@@ -38,6 +38,14 @@ const (
 	ClassHead                 // heads only; skipped elsewhere
 )
 
+func (c Class) String() string {
+	names := [...]string{"none", "cluster", "node", "head"}
+	if int(c) >= len(names) {
+		return fmt.Sprintf("class(%d)", uint8(c))
+	}
+	return names[c]
+}
+
 // Audience is the audience that content of the class is sealed for.
 func (c Class) Audience() store.Audience {
 	if c == ClassNode || c == ClassHead {
@@ -69,7 +77,8 @@ type Extent struct {
 // root, slash-separated, without "." or ".." elements; any byte but NUL and
 // slash may occur in an element; the root itself is ".". The content of a
 // Regular file is its Chunks one after the other laid into its Extents; nil
-// Extents mean one extent over the whole Size.
+// Extents mean one extent over the whole Size, and Extents that are there but
+// empty mean that all of the file is hole (Data says both alike).
 type Entry struct {
 	Path    string
 	Kind    Kind
@@ -85,4 +94,16 @@ type Entry struct {
 	Extents []Extent
 	Chunks  []store.Chunk
 	Class   Class
+
+	// Withheld says that this reader of the manifest may not know the content:
+	// the entry is of class node or head and came without Extents and Chunks.
+	Withheld bool
+}
+
+// Data are the runs of the file that hold data, also where Extents is nil.
+func (e *Entry) Data() []Extent {
+	if e.Extents != nil || e.Size == 0 {
+		return e.Extents
+	}
+	return []Extent{{0, e.Size}}
 }

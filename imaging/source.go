@@ -46,13 +46,16 @@ type Sink interface {
 	// Cached answers for each file whether its content is known from the last
 	// capture and wholly in the store; nil means: read it.
 	Cached(ctx context.Context, class []Class, files []Stamp) ([]*Content, error)
-	// Missing answers which of the chunks the store lacks.
+	// Missing answers which of the chunks the store lacks; a chunk that Block
+	// has taken is no longer missing.
 	Missing(ctx context.Context, refs []store.Ref) ([]bool, error)
 	// Block takes chunks that were missing. The sink verifies every chunk
 	// against its ID before it keeps any.
 	Block(ctx context.Context, b store.Block) error
 	// Entries takes entries in canonical order, each with the Stamp it was
-	// read under (zero for anything but regular files).
+	// read under. The zero Stamp says that there is nothing to know the file
+	// by next time: it is no regular file, or it changed too lately to tell
+	// the next change from this one by its times.
 	Entries(ctx context.Context, entries []Entry, stamps []Stamp) error
 	// Note takes a remark about a path.
 	Note(ctx context.Context, n Note) error
@@ -93,6 +96,9 @@ type Facts struct {
 	OSRelease map[string]string `json:"os_release"` // of /etc/os-release
 	Firmware  string            `json:"firmware"`   // bios, uefi, or empty when unknown
 	Cmdline   string            `json:"cmdline"`    // the running kernel's, empty when it is not this tree's own
+
+	// LayoutNote says why there is no Layout, when there is none.
+	LayoutNote string `json:"layout_note,omitempty"`
 }
 
 // Layout is how the disks of a captured host are laid out, so that a double
