@@ -33,7 +33,9 @@ type Policy struct {
 	Hostname   string
 	BootFile   string // option 67 and the file field; empty: no boot
 	NextServer netip.Addr
-	Vendor60   string // option 60 of the reply, which PXE ("PXEClient") and HTTP boot clients want
+	Vendor60   string     // option 60 of the reply, which PXE ("PXEClient") and HTTP boot clients want
+	Gateway    netip.Addr // the client's own router; invalid: the subnet's
+	Domain     string     // the client's own domain; empty: the subnet's
 }
 
 // Handler decides who gets what. Its answer is taken anew for every packet, so
@@ -41,6 +43,14 @@ type Policy struct {
 // server waits for it.
 type Handler interface {
 	Policy(ctx context.Context, q Query) (Policy, error)
+}
+
+// Reserver is an optional part of a Handler. A Handler that has it is asked
+// about each address of the pool before a client gets it, so reservations may
+// lie inside the pool. It must be quicker still: the server holds its lock.
+type Reserver interface {
+	// Reserved says whether addr belongs to a machine, present or not.
+	Reserved(addr netip.Addr) bool
 }
 
 // Lease is an address given to a client for a time.
@@ -59,4 +69,16 @@ type Leases interface {
 	All(ctx context.Context) ([]Lease, error)
 	Put(ctx context.Context, l Lease) error
 	Delete(ctx context.Context, addr netip.Addr) error
+}
+
+// Batch is an optional part of Leases: many changes, made durable in order and
+// at once. Where fsync is slow, it is what lets many machines boot together.
+type Batch interface {
+	Apply(ctx context.Context, changes []Change) error
+}
+
+// Change is one change to the leases.
+type Change struct {
+	Lease Lease
+	Gone  bool // the lease of Lease.Addr is to be deleted; else Lease is to be put
 }
