@@ -95,6 +95,10 @@ type Entry struct {
 	Chunks  []store.Chunk
 	Class   Class
 
+	// Opaque says of a Directory that what is in it was left out of the image:
+	// excluded, or another file system is mounted there. Its MTime is zero.
+	Opaque bool
+
 	// Withheld says that this reader of the manifest may not know the content:
 	// the entry is of class node or head and came without Extents and Chunks.
 	Withheld bool
