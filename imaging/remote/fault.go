@@ -1,0 +1,188 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+)
+
+// DialError says that a host could not be reached, or is no SSH server.
+type DialError struct {
+	Host string // as the user called it
+	Addr string // where that is: address and port
+	Err  error
+}
+
+func (e *DialError) Error() string {
+	at := e.Host
+	if e.Addr != "" && e.Addr != e.Host {
+		at = fmt.Sprintf("%s (%s)", e.Host, e.Addr)
+	}
+	return fmt.Sprintf("connect to %s: %v%s", at, e.Err, e.remedy())
+}
+
+func (e *DialError) Unwrap() error { return e.Err }
+
+// Timeout tells whether the host did not answer in time.
+func (e *DialError) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.Is(e.Err, context.DeadlineExceeded) || errors.As(e.Err, &t) && t.Timeout()
+}
+
+func (e *DialError) remedy() string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(e.Err, &dns):
+		return ": check the spelling, or add the name to DNS, /etc/hosts or ~/.ssh/config"
+	case errors.Is(e.Err, syscall.ECONNREFUSED):
+		return ": the host is up but nothing listens on that port; is sshd running, and is it this port?"
+	case errors.Is(e.Err, syscall.ENETUNREACH), errors.Is(e.Err, syscall.EHOSTUNREACH):
+		return ": no way leads there; check the address, the route and whether the host is on"
+	case e.Timeout():
+		return ": no answer; is the host on, and does a firewall let SSH through?"
+	case errors.Is(e.Err, syscall.ECONNRESET), errors.Is(e.Err, io.EOF):
+		return ": the other side hung up before the login; is it an SSH server, and does it admit this address (MaxStartups, hosts.deny, fail2ban)?"
+	}
+	return ""
+}
+
+// KnownKey is where known_hosts says what a host's key is.
+type KnownKey struct {
+	File        string
+	Line        int
+	Type        string
+	Fingerprint string // SHA256:…
+}
+
+func (k KnownKey) String() string { return fmt.Sprintf("%s:%d", k.File, k.Line) }
+
+// HostKeyReason is why a host key is not trusted.
+type HostKeyReason string
+
+const (
+	HostKeyUnknown HostKeyReason = "unknown" // and nobody accepted it
+	HostKeyChanged HostKeyReason = "changed"
+	HostKeyRevoked HostKeyReason = "revoked"
+)
+
+// HostKeyError says that a host's key is not to be trusted.
+type HostKeyError struct {
+	Host        string // as known_hosts calls it
+	Type        string // of the key that was offered
+	Fingerprint string
+	Reason      HostKeyReason
+	Known       []KnownKey // what known_hosts has instead, or the line that revokes
+	File        string     // the known_hosts that a new key would go to
+	Err         error      // why it could not be accepted, if that went wrong
+}
+
+func (e *HostKeyError) Unwrap() error { return e.Err }
+
+func (e *HostKeyError) Error() string {
+	offered := fmt.Sprintf("its %s key is %s", e.Type, e.Fingerprint)
+	switch e.Reason {
+	case HostKeyChanged:
+		var known, remedies []string
+		seen := map[string]bool{}
+		for _, k := range e.Known {
+			known = append(known, fmt.Sprintf("%s %s at %s", k.Type, k.Fingerprint, k))
+			if !seen[k.File] {
+				seen[k.File] = true
+				remedies = append(remedies, fmt.Sprintf("ssh-keygen -f %s -R %s", shellQuote(k.File), shellQuote(e.Host)))
+			}
+		}
+		return fmt.Sprintf("the host key of %s has changed: %s, but known is %s; someone may be listening in. If the host was reinstalled or given a new key, check the fingerprint on its console, then run: %s",
+			e.Host, offered, strings.Join(known, ", "), strings.Join(remedies, " && "))
+	case HostKeyRevoked:
+		at := ""
+		if len(e.Known) > 0 {
+			at = " at " + e.Known[0].String()
+		}
+		return fmt.Sprintf("the host key of %s is revoked%s: %s; do not connect until the host has another key", e.Host, at, offered)
+	}
+	why := "nobody is there to be asked"
+	if e.Err != nil {
+		why = e.Err.Error()
+	}
+	return fmt.Sprintf("the host key of %s is not known: %s; %s. Compare the fingerprint with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_%s_key.pub), then accept it when asked, pass --accept-new, or add it to %s",
+		e.Host, offered, why, keyFileWord(e.Type), e.File)
+}
+
+// keyFileWord is the word for a key type in sshd's file names.
+func keyFileWord(keyType string) string {
+	switch {
+	case strings.Contains(keyType, "ed25519"):
+		return "ed25519"
+	case strings.Contains(keyType, "ecdsa"):
+		return "ecdsa"
+	}
+	return "rsa"
+}
+
+// AuthError says that the host let nobody in.
+type AuthError struct {
+	User, Host string
+	Allowed    []string // methods the server takes: publickey, password, keyboard-interactive
+	Tried      []string // what was tried, in words, in order
+	Err        error
+}
+
+func (e *AuthError) Unwrap() error { return e.Err }
+
+func (e *AuthError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "log in to %s as %s: permission denied", e.Host, e.User)
+	if len(e.Allowed) > 0 {
+		fmt.Fprintf(&b, " (the host takes %s)", strings.Join(e.Allowed, ", "))
+	}
+	if len(e.Tried) > 0 {
+		fmt.Fprintf(&b, "; tried %s", strings.Join(e.Tried, "; "))
+	} else {
+		b.WriteString("; there was nothing to try: no key file, no ssh-agent, and nobody to ask for a password")
+	}
+	fmt.Fprintf(&b, ". Name the right key with -i, load it into ssh-agent, or put its public half into ~%s/.ssh/authorized_keys on the host (ssh-copy-id)", e.User)
+	return b.String()
+}
+
+// LostError says that the connection ended in the middle of something.
+type LostError struct {
+	Host   string
+	During string // what was being done
+	Err    error  // what was noticed
+	Stderr string // the end of what the agent said last
+}
+
+func (e *LostError) Unwrap() error { return e.Err }
+
+func (e *LostError) Error() string {
+	s := fmt.Sprintf("the connection to %s was lost while %s: %v; what had arrived is kept, run the same command again and it goes on from there", e.Host, e.During, e.Err)
+	if e.Stderr != "" {
+		s += "; the agent's last words: " + e.Stderr
+	}
+	return s
+}
+
+// ErrPeerDead is the cause when the peer gave no sign of life for too long.
+var ErrPeerDead = errors.New("the host gave no sign of life")
+
+// ErrNotRoot says that the login is not root's and sudo was not asked for.
+var ErrNotRoot = errors.New("not logged in as root")
+
+// isTimeout tells whether a deadline passed.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// shellQuote makes one word of s for a POSIX shell.
+func shellQuote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=@%+,", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
