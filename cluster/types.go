@@ -48,6 +48,11 @@ type Node struct {
 	Added   time.Time  `json:"added"`
 	// UpFrom is the disk GUID the node last reported itself up from.
 	UpFrom string `json:"up_from,omitempty"`
+	BootID string `json:"boot_id,omitempty"` // of the boot it last reported itself up in
+	Kernel string `json:"kernel,omitempty"`  // it last reported itself up with
+	// Key is the SHA-256, in hexadecimal, of the public key that the node's
+	// certificate was last issued for; older certificates are worth nothing.
+	Key string `json:"key,omitempty"`
 }
 
 // Install is the one install a node is armed for, or the last one it had.
@@ -106,10 +111,15 @@ type Collection struct {
 	Auto  bool      `json:"auto"`           // assign machines to free nodes in order
 }
 
+// Open tells whether the window is open at the time.
+func (c Collection) Open(at time.Time) bool { return at.Before(c.Until) }
+
 // RefusedError says that a change would break a rule; nothing was changed.
 type RefusedError struct {
 	What string // what is wrong
 	Hint string // what to do about it
+	// Unknown tells that the refusal is only that something named is not there.
+	Unknown bool
 }
 
 func (e *RefusedError) Error() string {

@@ -1,0 +1,42 @@
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// Inventory is the nodes as doppel writes them out and reads them in again.
+type Inventory struct {
+	Format int    `json:"doppel_nodes"` // 1
+	Nodes  []Node `json:"nodes"`
+}
+
+const inventoryFormat = 1
+
+// Export writes out the inventory.
+func (c *Cluster) Export() Inventory {
+	return Inventory{Format: inventoryFormat, Nodes: c.Nodes()}
+}
+
+// ParseInventory reads an exported inventory. What it gives is for AddNodes,
+// which takes what describes a node and its machine, and leaves installs
+// behind.
+func ParseInventory(b []byte) (Inventory, error) {
+	var v Inventory
+	if err := strictJSON(b, &v); err != nil {
+		return Inventory{}, fmt.Errorf("reading an inventory: %w", err)
+	}
+	if v.Format != inventoryFormat {
+		return Inventory{}, fmt.Errorf("reading an inventory: its format is %d, this doppel knows %d", v.Format, inventoryFormat)
+	}
+	return v, nil
+}
+
+// Bytes writes the inventory as JSON, one that people can edit.
+func (v Inventory) Bytes() ([]byte, error) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("writing the inventory: %w", err)
+	}
+	return append(b, '\n'), nil
+}
