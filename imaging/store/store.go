@@ -87,8 +87,10 @@ const (
 //
 // Put returns only when the blob is durable; it refuses bytes whose digest is
 // not id, and a blob that is there already is not written again. Open reads n
-// bytes from off (n < 0: to the end). A blob that is not there gives a
-// *MissingError; a store that cannot be written gives ErrReadOnly.
+// bytes from off (n < 0: to the end); a range that goes past the blob's end is
+// an error that is io.ErrUnexpectedEOF. A blob that is not there gives a
+// *MissingError; a store that cannot be written gives ErrReadOnly; one that
+// cannot list gives errors.ErrUnsupported.
 type Store interface {
 	Put(ctx context.Context, k Kind, id ID, r io.Reader) error
 	Open(ctx context.Context, k Kind, id ID, off, n int64) (io.ReadCloser, error)
@@ -111,7 +113,7 @@ func (e *MissingError) Error() string { return fmt.Sprintf("%s %s is not in the 
 // CorruptError says that bytes read are not the bytes that were written.
 type CorruptError struct {
 	What   string // "pack", "block", "chunk" or "manifest"
-	ID     ID     // of the pack, chunk or manifest
+	ID     ID     // of the pack (for a block: of the pack that holds it), chunk or manifest
 	Detail string
 }
 

@@ -1,0 +1,324 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Vault is a store opened with keys: the chunks in its packs, by their names.
+// All methods are safe for concurrent use.
+type Vault struct {
+	st   Store
+	keys Keys
+
+	mu      sync.RWMutex
+	packs   []*pack
+	byID    map[ID]*pack
+	index   map[Ref]place
+	others  map[Ref][]*pack // further packs of chunks that are in several
+	damaged []Fault
+	foreign []packFile // of audiences whose key is not held
+
+	blocks blockCache
+}
+
+// packFile is a pack as the store knows it.
+type packFile struct {
+	id   ID
+	size int64
+}
+
+// pack is a pack whose trailer has been read.
+type pack struct {
+	packFile
+	cipher packCipher
+	blocks []packBlock
+}
+
+// place is where a chunk is.
+type place struct {
+	pack  *pack
+	block uint32
+	off   uint32 // in the plain block
+	size  uint32
+}
+
+const openers = 8 // trailers read at a time
+
+// tailGuess is how much of a pack's end is read at first, in the hope that it
+// holds the whole trailer: one of a full pack of ordinary chunks.
+const tailGuess = 64 << 10
+
+// OpenVault reads the tables of the packs, or when packs is nil of all that
+// the store lists. Packs of an audience whose key is not held are left out.
+// One that is damaged is an error if it was asked for; else it is left out and
+// Damaged tells of it.
+//
+// The order of packs is the order in which a chunk that is in several is
+// looked for.
+func OpenVault(ctx context.Context, st Store, keys Keys, packs []ID) (*Vault, error) {
+	v := &Vault{
+		st: st, keys: keys,
+		byID:   map[ID]*pack{},
+		index:  map[Ref]place{},
+		others: map[Ref][]*pack{},
+	}
+	files, err := v.files(ctx, packs)
+	if err != nil {
+		return nil, fmt.Errorf("opening the vault: %w", err)
+	}
+	opened := make([]*pack, len(files))
+	faults := make([]error, len(files))
+	skipped := make([]bool, len(files))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(openers)
+	for i, f := range files {
+		g.Go(func() error {
+			p, err := openPack(gctx, st, keys, f)
+			var corrupt *CorruptError
+			var missing *MissingError
+			switch {
+			case err == nil:
+				opened[i] = p
+			case errors.Is(err, errNotHeld):
+				skipped[i] = true
+			case packs == nil && errors.As(err, &corrupt):
+				faults[i] = err
+			case packs == nil && errors.As(err, &missing):
+				// Removed since it was listed.
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("opening the vault: %w", err)
+	}
+	for i, f := range files {
+		switch {
+		case opened[i] != nil:
+			v.add(opened[i])
+		case faults[i] != nil:
+			v.damaged = append(v.damaged, Fault{Pack: f.id, Block: -1, Err: faults[i]})
+		case skipped[i]:
+			v.foreign = append(v.foreign, f)
+		}
+	}
+	return v, nil
+}
+
+// files gives the packs to open, each once. A size of -1 is yet to be asked.
+func (v *Vault) files(ctx context.Context, packs []ID) ([]packFile, error) {
+	var files []packFile
+	if packs == nil {
+		err := v.st.List(ctx, KindPack, func(id ID, size int64) error {
+			files = append(files, packFile{id, size})
+			return nil
+		})
+		return files, err
+	}
+	seen := make(map[ID]bool, len(packs))
+	for _, id := range packs {
+		if !seen[id] {
+			seen[id] = true
+			files = append(files, packFile{id, -1})
+		}
+	}
+	return files, nil
+}
+
+// errNotHeld says that a pack is of an audience whose key is not held.
+var errNotHeld = errors.New("the pack is of another audience")
+
+// openPack reads a pack's header and table.
+func openPack(ctx context.Context, st Store, keys Keys, f packFile) (*pack, error) {
+	var err error
+	if f.size < 0 {
+		if f.size, err = st.Stat(ctx, KindPack, f.id); err != nil {
+			return nil, err
+		}
+	}
+	p := &pack{packFile: f}
+	if f.size < headerSize+tagSize+footerSize {
+		return nil, p.corrupt("%d bytes are less than any pack has", f.size)
+	}
+	start := max(0, f.size-tailGuess)
+	tail, err := p.read(ctx, st, start, f.size-start)
+	if err != nil {
+		return nil, err
+	}
+	head := tail
+	if start > 0 {
+		if head, err = p.read(ctx, st, 0, headerSize); err != nil {
+			return nil, err
+		}
+	}
+	h, err := parseHeader(packMagic, packVersion, head)
+	if err != nil {
+		return nil, p.corrupt("%v", err)
+	}
+	off, length, err := parseFooter(tail[len(tail)-footerSize:], f.size)
+	if err != nil {
+		return nil, p.corrupt("%v", err)
+	}
+	key := keys.key(h.audience)
+	if key == nil {
+		return nil, errNotHeld
+	}
+	var sealed []byte
+	if off >= start {
+		sealed = tail[off-start:][:length]
+	} else if sealed, err = p.read(ctx, st, off, length); err != nil {
+		return nil, err
+	}
+	if p.cipher, err = h.cipher(key); err != nil {
+		return nil, err
+	}
+	return p, p.openTrailer(key, sealed, off)
+}
+
+// openTrailer opens the sealed table of a pack.
+func (p *pack) openTrailer(key *Key, sealed []byte, off int64) error {
+	h := p.cipher.head
+	plain, err := p.cipher.open(sealed, trailerNumber)
+	if held := key.Fingerprint(); held != h.fingerprint {
+		if err != nil {
+			return &WrongKeyError{What: "pack " + p.id.String(), Audience: h.audience, Sealed: h.fingerprint, Held: held}
+		}
+		return p.corrupt("its key fingerprint is not that of its key")
+	}
+	if err != nil {
+		return p.corrupt("its trailer does not open: some of its bytes have changed")
+	}
+	if p.blocks, err = parseTrailer(plain, off); err != nil {
+		return p.corrupt("%v", err)
+	}
+	return nil
+}
+
+// read reads a part of the pack that must be there whole.
+func (p *pack) read(ctx context.Context, st Store, off, n int64) ([]byte, error) {
+	r, err := st.Open(ctx, KindPack, p.id, off, n)
+	if err != nil {
+		return nil, p.readError(err)
+	}
+	defer r.Close()
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, p.readError(err)
+	}
+	return b, nil
+}
+
+// readError turns the end of a pack that comes too early into what it means.
+func (p *pack) readError(err error) error {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		return p.corrupt("it is shorter than it was")
+	}
+	return err
+}
+
+func (p *pack) corrupt(format string, a ...any) error {
+	return &CorruptError{What: "pack", ID: p.id, Detail: fmt.Sprintf(format, a...)}
+}
+
+// add puts a pack's chunks into the index. The chunk lists are dropped: they
+// are most of a table.
+func (v *Vault) add(p *pack) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.byID[p.id] != nil {
+		return
+	}
+	v.packs = append(v.packs, p)
+	v.byID[p.id] = p
+	aud := p.cipher.head.audience
+	for i := range p.blocks {
+		off := uint32(0)
+		for _, c := range p.blocks[i].chunks {
+			ref := Ref{aud, c.ID}
+			if at, ok := v.index[ref]; !ok {
+				v.index[ref] = place{p, uint32(i), off, c.Size}
+			} else if at.pack != p && !slices.Contains(v.others[ref], p) {
+				v.others[ref] = append(v.others[ref], p)
+			}
+			off += c.Size
+		}
+		p.blocks[i].chunks = nil
+	}
+}
+
+// Has tells whether the chunk is in a pack that is durable and was opened.
+func (v *Vault) Has(ref Ref) bool {
+	_, ok := v.find(ref)
+	return ok
+}
+
+// Size gives the size of a chunk's plain bytes.
+func (v *Vault) Size(ref Ref) (size uint32, ok bool) {
+	at, ok := v.find(ref)
+	return at.size, ok
+}
+
+func (v *Vault) find(ref Ref) (place, bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	at, ok := v.index[ref]
+	return at, ok
+}
+
+// Damaged tells which of the store's packs could not be opened.
+func (v *Vault) Damaged() []Fault {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Clone(v.damaged)
+}
+
+// PacksOf gives the packs that hold the chunks, in the order in which Stream
+// reads them: that of the first chunk wanted from each.
+func (v *Vault) PacksOf(refs []Ref) ([]ID, error) {
+	var ids []ID
+	seen := map[*pack]bool{}
+	for _, ref := range refs {
+		at, ok := v.find(ref)
+		if !ok {
+			return nil, &MissingError{What: "chunk", ID: ref.ID}
+		}
+		if !seen[at.pack] {
+			seen[at.pack] = true
+			ids = append(ids, at.pack.id)
+		}
+	}
+	return ids, nil
+}
+
+// Unused gives the packs in which no chunk is live. Damaged packs and those of
+// an audience whose key is not held are never among them, as what they hold is
+// not known.
+func (v *Vault) Unused(live map[Ref]struct{}) []ID {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	used := map[*pack]bool{}
+	for ref := range live {
+		if at, ok := v.index[ref]; ok {
+			used[at.pack] = true
+		}
+		for _, p := range v.others[ref] {
+			used[p] = true
+		}
+	}
+	var ids []ID
+	for _, p := range v.packs {
+		if !used[p] {
+			ids = append(ids, p.id)
+		}
+	}
+	return ids
+}

@@ -1,0 +1,153 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Fault is one thing that is wrong with a pack.
+type Fault struct {
+	Pack  ID
+	Block int   // -1: the pack as a whole
+	Chunk ID    // zero: the block, or the pack, as a whole
+	Lost  []Ref // the chunks that cannot be read because of it, as far as they are known
+	Err   error // *MissingError, *CorruptError or *WrongKeyError
+}
+
+// Verify checks every pack of the vault, those that OpenVault left out
+// included, and gives fn each fault it finds, one call at a time. Without
+// readData it looks at what OpenVault reads: that the packs are there, their
+// lengths and tables. With it every byte is read, once: every chunk is held
+// against its ID, every pack against its name. Of packs of an audience whose
+// key is not held only the name can be checked.
+//
+// The error tells that Verify could not go on, not that something is wrong.
+func (v *Vault) Verify(ctx context.Context, readData bool, fn func(Fault)) error {
+	v.mu.RLock()
+	files := append([]packFile(nil), v.foreign...)
+	for _, f := range v.damaged {
+		files = append(files, packFile{id: f.Pack})
+	}
+	for _, p := range v.packs {
+		files = append(files, p.packFile)
+	}
+	v.mu.RUnlock()
+
+	var mu sync.Mutex
+	report := func(f Fault) {
+		mu.Lock()
+		defer mu.Unlock()
+		fn(f)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	for _, f := range files {
+		g.Go(func() error {
+			if err := v.verifyPack(ctx, f.id, readData, report); err != nil {
+				return fmt.Errorf("verifying pack %s: %w", f.id, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// verifyPack checks one pack.
+func (v *Vault) verifyPack(ctx context.Context, id ID, readData bool, report func(Fault)) error {
+	p, err := openPack(ctx, v.st, v.keys, packFile{id, -1})
+	if errors.Is(err, errNotHeld) {
+		p, err = &pack{packFile: packFile{id: id}}, nil // no table, so only the digest is checked
+	}
+	if err == nil && readData {
+		err = v.readPack(ctx, p, report)
+	}
+	if !isFault(err) {
+		return err
+	}
+	report(Fault{Pack: id, Block: -1, Lost: v.chunksIn(id, -1), Err: err})
+	return nil
+}
+
+// readPack reads a pack from end to end and reports what is wrong in it. The
+// error is about the pack as a whole.
+func (v *Vault) readPack(ctx context.Context, p *pack, report func(Fault)) error {
+	r, err := v.st.Open(ctx, KindPack, p.id, 0, -1)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sum := newDigester(io.Discard)
+	tee := io.TeeReader(r, sum)
+	if _, err := io.CopyN(io.Discard, tee, headerSize); err != nil {
+		return p.readError(err)
+	}
+	var bufs buffers
+	found := false
+	fault := func(block int, chunk ID, err error) {
+		found = true
+		f := Fault{Pack: p.id, Block: block, Chunk: chunk, Err: err}
+		if chunk.IsZero() {
+			f.Lost = v.chunksIn(p.id, block)
+		} else {
+			f.Lost = []Ref{{p.cipher.head.audience, chunk}}
+		}
+		report(f)
+	}
+	for i, b := range p.blocks {
+		plain, err := p.readBlock(tee, i, &bufs)
+		if c := (*CorruptError)(nil); errors.As(err, &c) && c.What == "block" {
+			fault(i, ID{}, err)
+			continue // its bytes have been read: the next block begins here
+		}
+		if err != nil {
+			return err
+		}
+		off := uint32(0)
+		for _, c := range b.chunks {
+			w := want{at: place{p, uint32(i), off, c.Size}, ref: Ref{p.cipher.head.audience, c.ID}}
+			if err := w.check(plain[off:][:c.Size]); err != nil {
+				fault(i, c.ID, err)
+			}
+			off += c.Size
+		}
+	}
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return p.readError(err)
+	}
+	if got := sum.ID(); got != p.id && !found {
+		return p.corrupt("its bytes have the digest %s", got)
+	}
+	return nil
+}
+
+// isFault tells errors about what is stored from those about reaching it.
+func isFault(err error) bool {
+	var missing *MissingError
+	var corrupt *CorruptError
+	var key *WrongKeyError
+	return errors.As(err, &missing) || errors.As(err, &corrupt) || errors.As(err, &key)
+}
+
+// chunksIn gives the chunks that are read from a pack, or from one of its
+// blocks.
+func (v *Vault) chunksIn(id ID, block int) []Ref {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	p := v.byID[id]
+	if p == nil {
+		return nil
+	}
+	var refs []Ref
+	for ref, at := range v.index {
+		if at.pack == p && (block < 0 || at.block == uint32(block)) {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
