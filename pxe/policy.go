@@ -3,9 +3,7 @@ package pxe
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"time"
 
 	"doppel/cluster"
 	"doppel/dhcpd"
@@ -49,53 +47,45 @@ func (l Loaders) TFTP() map[string]string {
 	return m
 }
 
-// Policy is what dhcpd asks. It implements dhcpd.Handler.
+// Policy is what dhcpd asks. It implements dhcpd.Handler and dhcpd.Reserver.
 type Policy struct {
 	State   State
 	Loaders Loaders
 	Server  netip.AddrPort // of the plain HTTP service, as machines reach it
-	Log     *slog.Logger
-	Now     func() time.Time // nil: time.Now
 }
 
-var _ dhcpd.Handler = (*Policy)(nil)
+var (
+	_ dhcpd.Handler  = (*Policy)(nil)
+	_ dhcpd.Reserver = (*Policy)(nil)
+)
 
 // Policy implements dhcpd.Handler.
 func (p *Policy) Policy(ctx context.Context, q dhcpd.Query) (dhcpd.Policy, error) {
-	now := time.Now
-	if p.Now != nil {
-		now = p.Now
-	}
 	mac := cluster.MAC(q.MAC)
-	in := Input{Client: ClientOf(q)}
-	if in.Client.Via != Plain && !q.Acknowledge {
+	c := ClientOf(q)
+	if c.Via != Plain && !q.Acknowledge {
 		// An OFFER and its ACK are one asking. Noted before anything is decided:
-		// with automatic collection the note itself may assign the machine.
+		// with automatic collection the note itself assigns the machine.
 		err := p.State.Sight(ctx, cluster.Sighting{
-			MAC: mac, Arch: in.Client.Arch.String(), UUID: q.UUID,
-			VendorClass: q.VendorClass, Interface: q.Interface, Last: now(),
+			MAC: mac, Arch: c.Arch.String(), UUID: q.UUID, VendorClass: q.VendorClass, Interface: q.Interface,
 		})
 		if err != nil {
-			return dhcpd.Policy{}, fmt.Errorf("noting %x: %w", mac, err)
+			return dhcpd.Policy{}, fmt.Errorf("noting %s: %w", mac, err)
 		}
 	}
-	node, known, err := p.State.NodeByMAC(ctx, mac)
-	if err != nil {
-		return dhcpd.Policy{}, fmt.Errorf("looking for the node of %x: %w", mac, err)
-	}
-	in.Node, in.State = known, node.State
-	if !known {
-		c, err := p.State.Collection(ctx)
-		if err != nil {
-			return dhcpd.Policy{}, fmt.Errorf("looking whether collection is open: %w", err)
-		}
-		in.Collecting = c.Until.After(now())
-	}
-	return p.answer(Decide(in), in.Client, node, q), nil
+	node, known := p.State.NodeByMAC(mac)
+	d := Decide(Input{Node: known, State: node.State, Collecting: p.State.Collecting(), Client: c})
+	return p.answer(d, c, node, mac), nil
+}
+
+// Reserved implements dhcpd.Reserver.
+func (p *Policy) Reserved(addr netip.Addr) bool {
+	_, ok := p.State.NodeByAddr(addr)
+	return ok
 }
 
 // answer puts a decision into DHCP's fields.
-func (p *Policy) answer(d Decision, c Client, node cluster.Node, q dhcpd.Query) dhcpd.Policy {
+func (p *Policy) answer(d Decision, c Client, node cluster.Node, mac cluster.MAC) dhcpd.Policy {
 	var a dhcpd.Policy
 	switch d.Address {
 	case NoAddress:
@@ -104,24 +94,26 @@ func (p *Policy) answer(d Decision, c Client, node cluster.Node, q dhcpd.Query) 
 		a.Pool = true
 	case OwnAddress:
 		a.Addr, a.Hostname = node.Addr, node.Name
+		a.Gateway, a.Domain = node.Gateway, node.Domain
 	}
-	switch d.File {
-	case TFTPLoader:
-		a.BootFile = p.Loaders.name(c.Arch)
-	case HTTPLoader:
-		// UEFI 2.10, 24.7.3.1: a client takes an answer for HTTP boot only when
-		// it says HTTPClient itself.
-		a.Vendor60 = "HTTPClient"
-		if n := p.Loaders.name(c.Arch); n != "" {
-			a.BootFile = fmt.Sprintf("http://%s/boot/%s", p.Server, n)
-		}
-	case Script:
-		a.BootFile = scriptURL(p.Server, cluster.MAC(q.MAC))
+	name := p.Loaders.name(c.Arch)
+	switch {
+	case d.File == Script:
+		a.BootFile = scriptURL(p.Server, mac)
+	case name == "":
+		// No loader for this machine: an address, and its firmware goes on.
+	case d.File == TFTPLoader:
+		// Option 60 stays out: a PXE ROM that reads PXEClient there without the
+		// discovery options of vendor option 43 goes looking for a boot server
+		// instead of taking the file named here (PXE 2.1, section 2.2.1).
+		a.BootFile = name
+	case d.File == HTTPLoader:
+		// A UEFI HTTP boot client takes an answer only when it says HTTPClient
+		// itself (UEFI 2.10, section 24.7.3.1).
+		a.BootFile, a.Vendor60 = fmt.Sprintf("http://%s/boot/%s", p.Server, name), "HTTPClient"
 	}
 	if a.BootFile != "" {
 		a.NextServer = p.Server.Addr()
-	} else {
-		a.Vendor60 = ""
 	}
 	return a
 }
@@ -131,9 +123,5 @@ func (p *Policy) answer(d Decision, c Client, node cluster.Node, q dhcpd.Query) 
 // in the rest itself. The whole stays below the 128 bytes of BOOTP's file
 // field, which the longest address of all does too.
 func scriptURL(server netip.AddrPort, mac cluster.MAC) string {
-	return fmt.Sprintf("http://%s/boot/ipxe?mac=%s&uuid=${uuid}&platform=${platform}&buildarch=${buildarch}", server, macString(mac))
-}
-
-func macString(m cluster.MAC) string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+	return fmt.Sprintf("http://%s/boot/ipxe?mac=%s&uuid=${uuid}&platform=${platform}&buildarch=${buildarch}", server, mac)
 }
