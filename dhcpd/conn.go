@@ -10,8 +10,8 @@ import (
 type Conn interface {
 	// Interface is the name of the interface.
 	Interface() string
-	// Read waits for a packet. It returns net.ErrClosed after Close.
-	Read(buf []byte) (Arrival, error)
+	// Read waits for a packet, or until ctx is done.
+	Read(ctx context.Context, buf []byte) (Arrival, error)
 	// Send sends a DHCP message.
 	Send(message []byte, to Destination) error
 	// InUse asks the segment, for at most wait, who uses addr. It says false
@@ -27,10 +27,11 @@ type Arrival struct {
 	From      netip.Addr // the source address; 0.0.0.0 of a client that has none
 }
 
-// Destination is where a reply goes. With a valid MAC it is a frame to that
+// Destination is where a reply goes, and the address it is sent from. With a valid MAC it is a frame to that
 // address, for a client that has no IP address yet and so does not answer ARP
 // (RFC 2131 section 4.1).
 type Destination struct {
+	From netip.Addr
 	Addr netip.AddrPort
 	MAC  MAC
 }
