@@ -226,7 +226,11 @@ func (b *body) request() error {
 	}
 	switch res.StatusCode {
 	case http.StatusOK:
-		if rng != "" {
+		if rng != "" && res.ContentLength == 0 { // of nothing, servers send all of it
+			if _, err := rangeOf(b.kind, b.id, 0, b.off, b.length()); err != nil {
+				return fatal{err}
+			}
+		} else if rng != "" {
 			return b.refused("ignores ranges: it sent the whole for %q", rng)
 		}
 		if res.ContentLength < 0 {
@@ -245,18 +249,23 @@ func (b *body) request() error {
 		if err != nil || size < 0 {
 			break
 		}
-		n := int64(-1)
-		if b.end >= 0 {
-			n = b.end - b.off
-		}
-		if _, err := rangeOf(b.kind, b.id, size, b.off, n); err != nil {
+		if _, err := rangeOf(b.kind, b.id, size, b.off, b.length()); err != nil {
 			return fatal{err}
 		}
 		if b.off == size { // an empty rest has no range in HTTP
+			b.hangUp() // the answer's body is about the error
 			return b.learn(size, size, size)
 		}
 	}
 	return b.refused("answered %s for %q", res.Status, rng)
+}
+
+// length is what is still to come, -1 for all there is.
+func (b *body) length() int64 {
+	if b.end < 0 {
+		return -1
+	}
+	return b.end - b.off
 }
 
 // learn takes what an answer says of itself and holds it against what was
@@ -269,7 +278,7 @@ func (b *body) learn(from, to, size int64) error {
 		b.end = size
 	}
 	if b.end > size {
-		_, err := rangeOf(b.kind, b.id, size, b.off, b.end-b.off)
+		_, err := rangeOf(b.kind, b.id, size, b.off, b.length())
 		return fatal{err}
 	}
 	if to != b.end {
