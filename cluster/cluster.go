@@ -81,6 +81,8 @@ type Cluster struct {
 type request struct {
 	changes []Change
 	entries []Entry // of another cluster's log, instead of changes
+	try     bool    // only tell what would come of it
+	nodes   []Node  // that would come of it
 	err     error
 	done    chan struct{}
 }
@@ -122,6 +124,13 @@ func (c *Cluster) Close() error {
 // for the outcome, so an error always means that nothing was changed.
 func (c *Cluster) Commit(ctx context.Context, changes ...Change) error {
 	return c.submit(ctx, &request{changes: changes, done: make(chan struct{})})
+}
+
+// Try tells what the inventory would be after the changes, and changes nothing.
+func (c *Cluster) Try(ctx context.Context, changes ...Change) ([]Node, error) {
+	r := &request{changes: changes, try: true, done: make(chan struct{})}
+	err := c.submit(ctx, r)
+	return r.nodes, err
 }
 
 // Replicate applies entries of another cluster's log, which must follow on the
@@ -197,7 +206,13 @@ func (c *Cluster) commit(requests []*request) {
 	at := c.options.now()
 	for _, r := range requests {
 		from := c.work.mark()
-		if r.err = c.work.carryOut(r, at); r.err != nil {
+		r.err = c.work.carryOut(r, at)
+		if r.try && r.err == nil {
+			for _, n := range c.work.sorted() {
+				r.nodes = append(r.nodes, n.clone())
+			}
+		}
+		if r.try || r.err != nil {
 			c.work.rollback(from)
 		}
 	}
@@ -208,7 +223,7 @@ func (c *Cluster) commit(requests []*request) {
 	if err := c.persist(c.work); err != nil {
 		err = fmt.Errorf("writing the cluster's state: %w", err)
 		for _, r := range requests {
-			if r.err == nil {
+			if r.err == nil && !r.try {
 				r.err = err
 			}
 		}

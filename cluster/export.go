@@ -26,10 +26,15 @@ func ParseInventory(b []byte) (Inventory, error) {
 	if err := strictJSON(b, &v); err != nil {
 		return Inventory{}, fmt.Errorf("reading an inventory: %w", err)
 	}
+	return v, v.Check()
+}
+
+// Check refuses an inventory of a format that is not known.
+func (v Inventory) Check() error {
 	if v.Format != inventoryFormat {
-		return Inventory{}, fmt.Errorf("reading an inventory: its format is %d, this doppel knows %d", v.Format, inventoryFormat)
+		return fmt.Errorf("reading an inventory: its format is %d, this doppel knows %d", v.Format, inventoryFormat)
 	}
-	return v, nil
+	return nil
 }
 
 // Bytes writes the inventory as JSON, one that people can edit.
