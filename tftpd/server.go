@@ -91,7 +91,9 @@ func Listen(ctx context.Context, iface string, addr netip.AddrPort) (*net.UDPCon
 // has.
 func Name(s string) string {
 	s, _, _ = strings.Cut(s, "\x00")
-	s = strings.TrimRight(s, "\xff \t\r\n")
+	for len(s) > 0 && strings.IndexByte(" \t\r\n\xff", s[len(s)-1]) >= 0 {
+		s = s[:len(s)-1]
+	}
 	s = strings.ReplaceAll(s, `\`, "/")
 	return strings.TrimLeft(s, "/")
 }
