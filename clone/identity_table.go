@@ -26,11 +26,11 @@ func identityRules() []Rule {
 		identity("", "the key of sealed service credentials", "var/lib/systemd/credential.secret"),
 		identity("", "DHCP leases and client ids", "var/lib/dhcp/**", "var/lib/dhcpcd/**", "var/lib/dhcpcd5/**", "etc/dhcpcd.duid", "var/lib/NetworkManager/**", "var/lib/systemd/network/**"),
 
-		boot("GRUB's files for this machine", "boot/grub/**", "boot/grub2/**", "etc/default/grub.d/doppel.cfg", "boot/loader/entries/**", "etc/kernel/cmdline"),
+		boot("GRUB's files for this machine", "boot/grub/**", "boot/grub2/**", "etc/default/grub.d", "etc/default/grub.d/doppel.cfg", "boot/loader/entries/**", "etc/kernel/cmdline"),
 		boot("the EFI system partition", "boot/efi/**", "efi/**"),
 
-		agent("doppel's agent", "usr/lib/doppel/**", "etc/systemd/system/doppel-agent.service", "etc/systemd/system/multi-user.target.wants/doppel-agent.service"),
-		agent("the node's own credentials", "etc/doppel/node/**"),
+		agent("doppel's agent", "usr/lib/doppel/**", "etc/systemd/system/doppel-agent.service", "etc/systemd/system/multi-user.target.wants", "etc/systemd/system/multi-user.target.wants/doppel-agent.service"),
+		agent("the node's own credentials", "etc/doppel", "etc/doppel/node/**"),
 
 		runtime("logs", "var/log/**"),
 		runtime("state of system services", "var/lib/systemd/**", "var/lib/private/**", "var/lib/dbus", "var/lib/logrotate/**",

@@ -64,6 +64,7 @@ type Plan struct {
 	Domain     string       `json:"domain,omitempty"`
 	Role       string       `json:"role"`
 	Image      string       `json:"image"`
+	Arch       string       `json:"arch"` // as uname -m
 	Firmware   Firmware     `json:"firmware"`
 	Disk       Disk         `json:"disk"`
 	DiskRule   string       `json:"disk_rule"` // why this disk, in words
@@ -74,6 +75,7 @@ type Plan struct {
 	DNS        []netip.Addr `json:"dns,omitempty"`
 	After      string       `json:"after"`
 	Server     string       `json:"server"`
+	Notes      []string     `json:"notes,omitempty"` // where the partitions are not the head's, and why
 }
 
 // Partition is one partition of a plan.
