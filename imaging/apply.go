@@ -2,9 +2,11 @@ package imaging
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"runtime"
+	"time"
 
 	"doppel/imaging/store"
 )
@@ -98,8 +100,31 @@ func (e *SpaceError) Error() string {
 	return fmt.Sprintf("the file system at %s has %d bytes free and %d are needed", e.Path, e.Have, e.Need)
 }
 
-// Apply makes the tree beneath dir equal to m, with content from src. See the
-// package's words for what it guarantees.
+// Apply makes the tree beneath dir equal to m, with content from src; dir is
+// made if it is not there. See the package's words for what it guarantees. On
+// an error the report says what was done up to then.
 func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o ApplyOptions) (*ApplyReport, error) {
-	return nil, errors.New("apply is not built yet")
+	start := time.Now()
+	a := &applier{
+		ctx: ctx, o: o, src: src, log: o.Log, workers: o.Workers,
+		strict:    os.Geteuid() == 0,
+		report:    &ApplyReport{Withheld: []string{}},
+		inodes:    map[inodeKey]*inode{},
+		obstacles: map[*treeNode][]*treeNode{},
+		touched:   map[*treeNode]struct{}{},
+		unmade:    map[*treeNode]struct{}{},
+		unlocked:  map[*treeNode]uint32{},
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if a.workers <= 0 {
+		a.workers = runtime.GOMAXPROCS(0)
+	}
+	err := a.run(m, dir)
+	if err != nil {
+		err = fmt.Errorf("applying to %s: %w", dir, err)
+	}
+	a.report.Seconds = time.Since(start).Seconds()
+	return a.report, err
 }

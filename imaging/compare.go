@@ -2,9 +2,7 @@ package imaging
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 )
 
 // DifferenceKind is in what a tree differs from its manifest.
@@ -43,12 +41,23 @@ type CompareOptions struct {
 	Trust    bool                    // trust the content of files whose size and mtime are right
 	Workers  int                     // 0: as many as there are CPUs
 	Progress func(done, total int64) // bytes read of those to read; a few times a second
-	Log      *slog.Logger            // nil: silent
 }
 
 // CompareTree compares the tree beneath dir with m, contents and metadata, and
 // follows into file systems mounted below. A lost+found that the file system
 // made and the manifest lacks is no difference.
 func CompareTree(ctx context.Context, m *Manifest, dir string, o CompareOptions) ([]Difference, error) {
-	return nil, errors.New("compare is not built yet")
+	c := &comparer{ctx: ctx, o: o}
+	index, err := indexManifest(m)
+	if err != nil {
+		return nil, err
+	}
+	if c.tree, err = openBeneath(dir); err != nil {
+		return nil, err
+	}
+	defer c.tree.close()
+	if err := c.run(index); err != nil {
+		return nil, fmt.Errorf("comparing %s: %w", dir, err)
+	}
+	return c.sorted(), nil
 }

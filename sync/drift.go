@@ -2,6 +2,8 @@ package resync
 
 import (
 	"context"
+	"fmt"
+	"strings"
 
 	"doppel/imaging"
 )
@@ -17,16 +19,77 @@ type Excused struct {
 
 // Report is how a tree differs from its image.
 type Report struct {
-	Entries     int64                `json:"entries"` // compared
-	Differences []imaging.Difference `json:"differences"`
-	Allowed     []Excused            `json:"allowed"`
+	Entries     int64                `json:"entries"`     // that the image has
+	Differences []imaging.Difference `json:"differences"` // that may not be, by path
+	Allowed     []Excused            `json:"allowed"`     // that may be, by path
 }
 
 // Equal tells whether the tree differs in nothing but what may be.
 func (r Report) Equal() bool { return len(r.Differences) == 0 }
 
 // Drift compares the tree at dir with m and sorts the differences by whether
-// allowed lets them be.
+// allowed lets them be; a nil allowed lets nothing be.
 func Drift(ctx context.Context, m *imaging.Manifest, dir string, allowed Allowed) (Report, error) {
-	return Report{}, nil
+	differences, err := imaging.CompareTree(ctx, m, dir, imaging.CompareOptions{})
+	if err != nil {
+		return Report{}, err
+	}
+	return sortOut(m, differences, allowed), nil
+}
+
+// sortOut is Drift once the differences are known.
+func sortOut(m *imaging.Manifest, differences []imaging.Difference, allowed Allowed) Report {
+	r := Report{
+		Entries:     int64(len(m.List)),
+		Differences: []imaging.Difference{},
+		Allowed:     []Excused{},
+	}
+	verdicts := make([]verdict, len(differences))
+	changedIn := map[string]string{} // directory: a path in it that may differ
+	for i, d := range differences {
+		if allowed == nil {
+			break
+		}
+		v := &verdicts[i]
+		if v.reason, v.ok = allowed(d.Path, d); v.ok && d.Path != "." && changedIn[parentOf(d.Path)] == "" {
+			changedIn[parentOf(d.Path)] = d.Path
+		}
+	}
+	dirs := directories(m)
+	for i, d := range differences {
+		v := verdicts[i]
+		if path := changedIn[d.Path]; !v.ok && path != "" && d.Kind == imaging.DiffMTime && dirs[d.Path] {
+			v = verdict{reason: fmt.Sprintf("%q, which may differ, is in it", path), ok: true}
+		}
+		if v.ok {
+			r.Allowed = append(r.Allowed, Excused{Difference: d, Reason: v.reason})
+		} else {
+			r.Differences = append(r.Differences, d)
+		}
+	}
+	return r
+}
+
+// verdict is what was said of one difference.
+type verdict struct {
+	reason string
+	ok     bool
+}
+
+func directories(m *imaging.Manifest) map[string]bool {
+	dirs := map[string]bool{}
+	for i := range m.List {
+		if m.List[i].Kind == imaging.Directory {
+			dirs[m.List[i].Path] = true
+		}
+	}
+	return dirs
+}
+
+// parentOf is the directory that path is in.
+func parentOf(path string) string {
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		return path[:i]
+	}
+	return "."
 }

@@ -1,0 +1,333 @@
+package imaging
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// tempPrefix begins the names of files that are not whole yet; 16 hexadecimal
+// digits follow. They are removed by whoever applies next.
+const tempPrefix = ".doppel-"
+
+func isTempName(name string) bool {
+	rest, ok := strings.CutPrefix(name, tempPrefix)
+	return ok && len(rest) == 16 && strings.Trim(rest, "0123456789abcdef") == ""
+}
+
+// seen is what is on disk under a name.
+type seen struct {
+	kind    Kind
+	inode   inodeKey
+	nlink   uint64
+	room    int64 // bytes allocated
+	right   bool  // content, target or device numbers are what the entry says
+	check   bool  // a regular file of the right size, whose content is to be read
+	meta    bool  // all metadata is what the entry says
+	mounted bool  // a directory on a file system mounted below the root
+	mount   bool  // a directory where a file system is mounted
+}
+
+type inodeKey struct{ dev, ino uint64 }
+
+// inode is a file on disk with several names.
+type inode struct {
+	names uint64    // seen here that are right, or will be replaced or removed
+	owner *treeNode // origin of the entries that keep it
+}
+
+// survey looks at everything that is wanted and at what is in its way, and
+// changes nothing.
+func (a *applier) survey() error {
+	root := a.index.root
+	o, err := openObject(a.tree.root, ".")
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: a.tree.dir, Err: err}
+	}
+	defer o.close()
+	var up unix.Stat_t
+	if err := unix.Fstatat(a.tree.root, "..", &up, 0); err != nil {
+		return &os.PathError{Op: "stat", Path: a.tree.dir + "/..", Err: err}
+	}
+	t, err := a.tree.traits(o.st.Dev, root)
+	if err != nil {
+		return err
+	}
+	root.seen = &seen{kind: Directory, inode: inodeKey{o.st.Dev, o.st.Ino}}
+	root.seen.mount = isMountRoot(a.tree.root, o.st.Dev, up.Dev)
+	d, err := diffMeta(root.e, o, t)
+	if err != nil {
+		return fmt.Errorf("reading the metadata of %s: %w", a.tree.dir, err)
+	}
+	root.seen.meta = d.none()
+	if !a.admit(root) {
+		return nil
+	}
+	return a.surveyDir(root)
+}
+
+// admit decides whether a wanted entry is to be dealt with.
+func (a *applier) admit(n *treeNode) bool {
+	if n.wanted == notWanted {
+		return false
+	}
+	a.report.Entries++
+	if a.o.Skip != nil && a.o.Skip(n.e.Path) {
+		a.report.Skipped++
+		return false
+	}
+	if n.origin().e.Withheld {
+		a.report.Withheld = append(a.report.Withheld, n.e.Path)
+		return false
+	}
+	n.active = true
+	a.active = append(a.active, n)
+	return true
+}
+
+// surveyDir looks at what is in n, which is active.
+func (a *applier) surveyDir(n *treeNode) error {
+	if err := a.ctx.Err(); err != nil {
+		return err
+	}
+	var dirs []*treeNode
+	if n.seen == nil || n.seen.kind != Directory {
+		for _, c := range n.children {
+			if a.admit(c) && c.isDir() {
+				dirs = append(dirs, c)
+			}
+		}
+	} else {
+		var err error
+		if dirs, err = a.surveyNames(n); err != nil {
+			return err
+		}
+	}
+	for _, c := range dirs {
+		if err := a.surveyDir(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// surveyNames goes along the names on disk and those of the manifest side by
+// side. It tells the active directories among the latter.
+func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
+	names, err := a.tree.list(n)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := a.tree.hold(n)
+	if err != nil {
+		return nil, err
+	}
+	defer a.tree.release(n)
+	children := n.children
+	for len(names) > 0 || len(children) > 0 {
+		switch {
+		case len(children) == 0 || len(names) > 0 && names[0] < children[0].name:
+			if err := a.surveyUnknown(n, names[0]); err != nil {
+				return nil, err
+			}
+			names = names[1:]
+			continue
+		case len(names) > 0 && names[0] == children[0].name:
+			names = names[1:]
+			if a.admit(children[0]) {
+				err = a.look(fd, children[0])
+			}
+		default:
+			a.admit(children[0])
+		}
+		if err != nil {
+			return nil, err
+		}
+		if c := children[0]; c.active && c.isDir() {
+			dirs = append(dirs, c)
+		}
+		children = children[1:]
+	}
+	return dirs, nil
+}
+
+// look compares what is at c with its entry, content of regular files aside.
+func (a *applier) look(dir int, c *treeNode) error {
+	o, err := openObject(dir, c.name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: c.e.Path, Err: err}
+	}
+	defer o.close()
+	e := c.origin().e
+	s := seenObject(o)
+	c.seen = s
+	if s.kind == Directory {
+		s.mount = isMountRoot(o.fd, o.st.Dev, c.parent.seen.inode.dev)
+		s.mounted = s.mount || c.parent.seen.mounted
+		if e.Kind != Directory {
+			return a.surveyObstacle(c)
+		}
+	} else if s.nlink > 1 {
+		a.inodeOf(s).names++
+	}
+	if s.kind != e.Kind {
+		return nil
+	}
+	t, err := a.tree.traits(o.st.Dev, c.parent)
+	if err != nil {
+		return err
+	}
+	d, err := diffMeta(e, o, t)
+	if err != nil {
+		return fmt.Errorf("reading the metadata of %q: %w", c.e.Path, err)
+	}
+	s.meta = d.none()
+	switch s.kind {
+	case Regular:
+		s.right = o.st.Size == e.Size && (e.Size == 0 || !d.mtime && !a.o.Full)
+		s.check = o.st.Size == e.Size && !s.right
+	case Symlink:
+		target, err := readLink(o.fd)
+		if err != nil {
+			return &os.PathError{Op: "readlink", Path: c.e.Path, Err: err}
+		}
+		s.right = target == e.Target
+	case CharDevice, BlockDevice:
+		s.right = unix.Major(o.st.Rdev) == e.Major && unix.Minor(o.st.Rdev) == e.Minor
+	default:
+		s.right = true
+	}
+	return nil
+}
+
+func seenObject(o *object) *seen {
+	return &seen{
+		kind:  o.kind(),
+		inode: inodeKey{o.st.Dev, o.st.Ino},
+		nlink: uint64(o.st.Nlink),
+		room:  o.st.Blocks * 512,
+	}
+}
+
+func (a *applier) inodeOf(s *seen) *inode {
+	i := a.inodes[s.inode]
+	if i == nil {
+		i = &inode{}
+		a.inodes[s.inode] = i
+	}
+	return i
+}
+
+// surveyUnknown looks at a name that the manifest does not have in n.
+func (a *applier) surveyUnknown(n *treeNode, name string) error {
+	x := &treeNode{name: name, parent: n}
+	path := x.path()
+	if a.o.Skip != nil && a.o.Skip(path) {
+		return nil
+	}
+	if isTempName(name) {
+		a.temps = append(a.temps, x)
+		return nil
+	}
+	if !a.o.Delete || n.wanted != wantedAll || n.seen.mounted || n.e.Opaque {
+		return nil
+	}
+	// mkfs makes it, and fsck wants it.
+	if name == "lost+found" && n.seen.mount {
+		return nil
+	}
+	_, err := a.surveyExtra(x, &a.extras)
+	return err
+}
+
+// surveyExtra collects x and what is below it, children first, but for what
+// has to stay: what Skip says, mount points, and the directories of either.
+// It tells whether x stays.
+func (a *applier) surveyExtra(x *treeNode, into *[]*treeNode) (stays bool, err error) {
+	if err := a.lookExtra(x); err != nil || x.seen == nil {
+		return false, err
+	}
+	switch {
+	case x.seen.mount:
+		return true, nil
+	case x.seen.kind == Directory:
+		if stays, err = a.surveyBelow(x, into); err != nil || stays {
+			return stays, err
+		}
+	case x.seen.nlink > 1:
+		a.inodeOf(x.seen).names++
+	}
+	*into = append(*into, x)
+	return false, nil
+}
+
+func (a *applier) lookExtra(x *treeNode) error {
+	dir, err := a.tree.hold(x.parent)
+	if err != nil {
+		return err
+	}
+	defer a.tree.release(x.parent)
+	o, err := openObject(dir, x.name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: x.path(), Err: err}
+	}
+	defer o.close()
+	x.seen = seenObject(o)
+	if x.seen.kind == Directory {
+		x.seen.mount = isMountRoot(o.fd, o.st.Dev, x.parent.seen.inode.dev)
+	}
+	return nil
+}
+
+// surveyBelow collects what is in the directory x.
+func (a *applier) surveyBelow(x *treeNode, into *[]*treeNode) (stays bool, err error) {
+	if err := a.ctx.Err(); err != nil {
+		return false, err
+	}
+	names, err := a.tree.list(x)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		c := &treeNode{name: name, parent: x}
+		if a.o.Skip != nil && a.o.Skip(c.path()) {
+			stays = true
+			continue
+		}
+		kept, err := a.surveyExtra(c, into)
+		if err != nil {
+			return false, err
+		}
+		stays = stays || kept
+	}
+	return stays, nil
+}
+
+// surveyObstacle looks at a directory where the manifest has none. It gives
+// way when that loses nothing the caller did not ask to lose.
+func (a *applier) surveyObstacle(c *treeNode) error {
+	if c.seen.mount {
+		return fmt.Errorf("%q is a mount point, and a %s in the image", c.e.Path, c.origin().e.Kind)
+	}
+	var below []*treeNode
+	stays, err := a.surveyBelow(c, &below)
+	switch {
+	case err != nil:
+		return err
+	case stays:
+		return fmt.Errorf("%q is a directory with something in it that is to be kept, and a %s in the image", c.e.Path, c.origin().e.Kind)
+	case len(below) > 0 && (!a.o.Delete || c.seen.mounted):
+		return fmt.Errorf("%q is a directory that is not empty, and a %s in the image: remove it, or let what the image lacks be deleted", c.e.Path, c.origin().e.Kind)
+	}
+	a.obstacles[c] = below
+	return nil
+}
