@@ -18,6 +18,12 @@ const inside = "DOPPEL_TEST_NETWORK"
 // TestMain runs the tests of root in a network namespace of their own, which
 // ends with them. Others' namespaces, for clients, are made by newHost.
 func TestMain(m *testing.M) {
+	if os.Getenv(inside) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "ip link set lo up: %v\n%s", err, out)
+			os.Exit(1)
+		}
+	}
 	if os.Getuid() != 0 || os.Getenv(inside) != "" {
 		os.Exit(m.Run())
 	}
@@ -64,7 +70,6 @@ func newHost(t *testing.T, wire, here, there string) host {
 		t.Fatal("this test makes network namespaces: run it as root")
 	}
 	h := host{"doppel-" + strings.ToLower(rand.Text()[:8])}
-	run(t, "ip", "link", "set", "lo", "up")
 	run(t, "ip", "netns", "add", h.ns)
 	t.Cleanup(func() { undo(t, "ip", "netns", "del", h.ns) })
 	run(t, "ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", h.ns)
