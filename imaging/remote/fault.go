@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -23,7 +23,7 @@ func (e *DialError) Error() string {
 	if e.Addr != "" && e.Addr != e.Host {
 		at = fmt.Sprintf("%s (%s)", e.Host, e.Addr)
 	}
-	return fmt.Sprintf("connect to %s: %v%s", at, e.Err, e.remedy())
+	return fmt.Sprintf("connect to %s: %v", at, e.Err)
 }
 
 func (e *DialError) Unwrap() error { return e.Err }
@@ -34,19 +34,20 @@ func (e *DialError) Timeout() bool {
 	return errors.Is(e.Err, context.DeadlineExceeded) || errors.As(e.Err, &t) && t.Timeout()
 }
 
-func (e *DialError) remedy() string {
+// Hint is what to do about it.
+func (e *DialError) Hint() string {
 	var dns *net.DNSError
 	switch {
 	case errors.As(e.Err, &dns):
-		return ": check the spelling, or add the name to DNS, /etc/hosts or ~/.ssh/config"
+		return "check the spelling, or add the name to DNS, /etc/hosts or ~/.ssh/config"
 	case errors.Is(e.Err, syscall.ECONNREFUSED):
-		return ": the host is up but nothing listens on that port; is sshd running, and is it this port?"
+		return "the host is up but nothing listens on that port; is sshd running, and is it this port?"
 	case errors.Is(e.Err, syscall.ENETUNREACH), errors.Is(e.Err, syscall.EHOSTUNREACH):
-		return ": no way leads there; check the address, the route and whether the host is on"
+		return "no way leads there; check the address, the route and whether the host is on"
 	case e.Timeout():
-		return ": no answer; is the host on, and does a firewall let SSH through?"
+		return "is the host on, and does a firewall let SSH through?"
 	case errors.Is(e.Err, syscall.ECONNRESET), errors.Is(e.Err, io.EOF):
-		return ": the other side hung up before the login; is it an SSH server, and does it admit this address (MaxStartups, hosts.deny, fail2ban)?"
+		return "the other side hung up before the login: is it an SSH server, and does it admit this address (MaxStartups, hosts.deny, fail2ban)?"
 	}
 	return ""
 }
@@ -84,33 +85,44 @@ type HostKeyError struct {
 func (e *HostKeyError) Unwrap() error { return e.Err }
 
 func (e *HostKeyError) Error() string {
-	offered := fmt.Sprintf("its %s key is %s", e.Type, e.Fingerprint)
+	offered := fmt.Sprintf("it shows the %s key %s", e.Type, e.Fingerprint)
 	switch e.Reason {
 	case HostKeyChanged:
-		var known, remedies []string
-		seen := map[string]bool{}
+		var known []string
 		for _, k := range e.Known {
-			known = append(known, fmt.Sprintf("%s %s at %s", k.Type, k.Fingerprint, k))
-			if !seen[k.File] {
-				seen[k.File] = true
-				remedies = append(remedies, fmt.Sprintf("ssh-keygen -f %s -R %s", shellQuote(k.File), shellQuote(e.Host)))
-			}
+			known = append(known, fmt.Sprintf("%s has %s %s", k, k.Type, k.Fingerprint))
 		}
-		return fmt.Sprintf("the host key of %s has changed: %s, but known is %s; someone may be listening in. If the host was reinstalled or given a new key, check the fingerprint on its console, then run: %s",
-			e.Host, offered, strings.Join(known, ", "), strings.Join(remedies, " && "))
+		return fmt.Sprintf("the host key of %s has changed: %s, but %s", e.Host, offered, strings.Join(known, ", "))
 	case HostKeyRevoked:
 		at := ""
 		if len(e.Known) > 0 {
 			at = " at " + e.Known[0].String()
 		}
-		return fmt.Sprintf("the host key of %s is revoked%s: %s; do not connect until the host has another key", e.Host, at, offered)
+		return fmt.Sprintf("the host key of %s is revoked%s: %s", e.Host, at, offered)
 	}
-	why := "nobody is there to be asked"
+	why := "nobody is there to be asked about it"
 	if e.Err != nil {
 		why = e.Err.Error()
 	}
-	return fmt.Sprintf("the host key of %s is not known: %s; %s. Compare the fingerprint with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_%s_key.pub), then accept it when asked, pass --accept-new, or add it to %s",
-		e.Host, offered, why, keyFileWord(e.Type), e.File)
+	return fmt.Sprintf("the host key of %s is not known: %s, and %s", e.Host, offered, why)
+}
+
+// Hint is what to do about it.
+func (e *HostKeyError) Hint() string {
+	switch e.Reason {
+	case HostKeyChanged:
+		var remedies []string
+		for _, k := range e.Known {
+			remedy := fmt.Sprintf("ssh-keygen -f %s -R %s", shellQuote(k.File), shellQuote(e.Host))
+			if !slices.Contains(remedies, remedy) {
+				remedies = append(remedies, remedy)
+			}
+		}
+		return "someone may be listening in. If the host was reinstalled or given a new key, compare the fingerprint with the one on its console, then run: " + strings.Join(remedies, " && ")
+	case HostKeyRevoked:
+		return "do not connect until the host has another key"
+	}
+	return fmt.Sprintf("compare the fingerprint with the host's own (ssh-keygen -lf /etc/ssh/ssh_host_%s_key.pub there), then accept it when asked, give --accept-new, or add it to %s", keyFileWord(e.Type), e.File)
 }
 
 // keyFileWord is the word for a key type in sshd's file names.
@@ -145,8 +157,12 @@ func (e *AuthError) Error() string {
 	} else {
 		b.WriteString("; there was nothing to try: no key file, no ssh-agent, and nobody to ask for a password")
 	}
-	fmt.Fprintf(&b, ". Name the right key with -i, load it into ssh-agent, or put its public half into ~%s/.ssh/authorized_keys on the host (ssh-copy-id)", e.User)
 	return b.String()
+}
+
+// Hint is what to do about it.
+func (e *AuthError) Hint() string {
+	return fmt.Sprintf("name the right key with -i, load it into ssh-agent, or put its public half into ~%s/.ssh/authorized_keys on the host (ssh-copy-id)", e.User)
 }
 
 // LostError says that the connection ended in the middle of something.
@@ -160,21 +176,34 @@ type LostError struct {
 func (e *LostError) Unwrap() error { return e.Err }
 
 func (e *LostError) Error() string {
-	s := fmt.Sprintf("the connection to %s was lost while %s: %v; what had arrived is kept, run the same command again and it goes on from there", e.Host, e.During, e.Err)
+	s := fmt.Sprintf("the connection to %s was lost while %s: %v", e.Host, e.During, e.Err)
 	if e.Stderr != "" {
 		s += "; the agent's last words: " + e.Stderr
 	}
 	return s
 }
 
+// Hint is what to do about it.
+func (e *LostError) Hint() string {
+	return "what had arrived is kept: run the same command again and it goes on from there"
+}
+
+// remedied is an error with its remedy.
+type remedied struct {
+	error
+	remedy string
+}
+
+func (e *remedied) Unwrap() error { return e.error }
+
+// Hint is what to do about it.
+func (e *remedied) Hint() string { return e.remedy }
+
 // ErrPeerDead is the cause when the peer gave no sign of life for too long.
 var ErrPeerDead = errors.New("the host gave no sign of life")
 
 // ErrNotRoot says that the login is not root's and sudo was not asked for.
 var ErrNotRoot = errors.New("not logged in as root")
-
-// isTimeout tells whether a deadline passed.
-func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // shellQuote makes one word of s for a POSIX shell.
 func shellQuote(s string) string {

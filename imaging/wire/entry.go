@@ -15,6 +15,7 @@ const (
 	hasXattrs                //
 	runsBefore               // chunks and extents came in frames of their own, in front
 	stampElse                // the stamp has a path of its own
+	isOpaque                 // a directory whose contents were left out
 	entryUnknown             // the first bit without meaning
 )
 
@@ -54,6 +55,7 @@ func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte,
 	set(!cached && !runs && e.Extents != nil, hasExtents)
 	set(len(e.Xattrs) > 0, hasXattrs)
 	set(runs, runsBefore)
+	set(e.Opaque, isOpaque)
 
 	b = append(b, byte(e.Kind), flags, byte(e.Class))
 	b = putPath(b, prev, e.Path)
@@ -177,6 +179,9 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 	}
 	if e.Kind != imaging.Regular && flags&(asCached|hasExtents|runsBefore) != 0 {
 		d.fail("a %v with content", e.Kind)
+	}
+	if e.Opaque = flags&isOpaque != 0; e.Opaque && e.Kind != imaging.Directory {
+		d.fail("a %v with contents left out", e.Kind)
 	}
 	if flags&hasXattrs != 0 {
 		e.Xattrs = d.xattrs()

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"doppel/imaging"
+	"doppel/imaging/store"
+	"doppel/imaging/wire"
+)
+
+// leave is how long the capture has to end by itself after its stream ended,
+// before the process does. What can hold it up is a write to a pipe that nobody
+// reads, or a read from a disk that hangs.
+const leave = 5 * time.Second
+
+// memoryLimit is what the garbage collector keeps the agent to, softly: a head
+// in use has better things to do with its memory.
+const memoryLimit = 256 << 20
+
+// runCapture is the far end of a capture: it speaks imaging/wire on its
+// standard input and output, and ends when its input does. With --unlink it
+// first removes its own binary and the directory that was made for it: whatever
+// happens from then on, nothing is left.
+func runCapture(ctx context.Context, args []string) error {
+	unlink := false
+	for _, a := range args {
+		if a != "--unlink" {
+			return fmt.Errorf("capture: no option %q", a)
+		}
+		unlink = true
+	}
+	digest, err := ownDigest()
+	if err != nil {
+		return fmt.Errorf("capture: %w", err)
+	}
+	if unlink {
+		if err := removeSelf(); err != nil {
+			return fmt.Errorf("capture: remove the agent's own file: %w", err)
+		}
+	}
+	// A client that is gone shows as an error of the write, not as a signal
+	// that kills without a word.
+	signal.Ignore(syscall.SIGPIPE)
+	debug.SetMemoryLimit(memoryLimit)
+	yield()
+
+	stdin := &input{File: os.Stdin}
+	stop := context.AfterFunc(ctx, stdin.over)
+	defer stop()
+	err = wire.Serve(ctx, stdin, os.Stdout, imaging.NewLocal("/"), wire.Hello{Build: version(), Digest: digest})
+	if errors.Is(err, context.Canceled) {
+		return nil // a signal
+	}
+	return err
+}
+
+// input is the standard input, whose end is the end of the process, soon.
+type input struct {
+	*os.File
+	once sync.Once
+}
+
+func (i *input) Read(b []byte) (int, error) {
+	n, err := i.File.Read(b)
+	if err != nil {
+		i.over()
+	}
+	return n, err
+}
+
+// Close is what wire calls to give up. It does not interrupt a Read of a pipe
+// that blocks, so it bounds that too.
+func (i *input) Close() error {
+	i.over()
+	return i.File.Close()
+}
+
+func (i *input) over() {
+	i.once.Do(func() { time.AfterFunc(leave, func() { os.Exit(1) }) })
+}
+
+// ownDigest is the digest of this program's file, as it is running.
+func ownDigest() (id store.ID, err error) {
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return id, err
+	}
+	defer f.Close() // it was only read from
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return id, err
+	}
+	h.Sum(id[:0])
+	return id, nil
+}
+
+// removeSelf removes this program's file and its directory, if that is one
+// that a capture made.
+func removeSelf() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(self)
+	if !strings.HasPrefix(filepath.Base(dir), "doppel-agent.") {
+		return fmt.Errorf("%s is not where a capture puts it", self)
+	}
+	return errors.Join(os.Remove(self), os.Remove(dir))
+}
+
+// yield puts the head's own work before the capture's. Failing at it is no
+// reason not to capture.
+func yield() {
+	// Linux keeps both priorities by thread; threads to come take them from
+	// the one that starts them.
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return
+	}
+	// The lowest level of the class best-effort, not the class idle: behind a
+	// busy disk a capture should go slowly, not stand still.
+	const ioprioWhoProcess, ioprioLowest = 1, 2<<13 | 7
+	for _, t := range threads {
+		if id, err := strconv.Atoi(t.Name()); err == nil {
+			unix.Setpriority(unix.PRIO_PROCESS, id, 10)
+			unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, uintptr(id), ioprioLowest)
+		}
+	}
+}
