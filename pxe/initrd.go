@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/cavaliergopher/cpio"
@@ -54,7 +55,10 @@ func (s *source) initrd(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("making the initramfs: %w", err)
 	}
 	a.file(path.Join(dir, "doppel.json"), 0o644, text)
-	for _, m := range s.chosen.Modules {
+	// In the order of the tree, which is that of the image's blocks, so that
+	// each block is read about once.
+	modules := slices.SortedFunc(slices.Values(s.chosen.Modules), func(a, b indexModule) int { return strings.Compare(a.File, b.File) })
+	for _, m := range modules {
 		if err := s.addModule(ctx, a, m, path.Join(dir, m.File)); err != nil {
 			return nil, err
 		}
