@@ -221,8 +221,12 @@ func (d *Dir) LockExclusive(ctx context.Context) (release func(), err error) {
 
 func (d *Dir) lock(ctx context.Context, how int) (func(), error) {
 	path := filepath.Join(d.path, "lock")
-	// Reading suffices for flock, and works where the file system is read-only.
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+	// NFS locks exclusively only what is open for writing; a file system that
+	// is read-only lets nothing be.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("locking the store: %w", err)
 	}

@@ -21,12 +21,14 @@ type HTTP struct {
 	base   string
 	client *http.Client
 	tries  int           // in a row without progress
-	pause  time.Duration // before the second try; doubles with each further one
+	pause  time.Duration // before the second try; doubles with each further one, up to maxPause
 	stall  time.Duration // without a byte, after which a connection is given up
 }
 
 var _ Store = (*HTTP)(nil)
 var _ Spooler = (*HTTP)(nil)
+
+const maxPause = 8 * time.Second
 
 // NewHTTP reads the blobs below the URL base. A nil client is one without a
 // timeout over all, as whole transfers may take long; a client that has one
@@ -43,7 +45,7 @@ func NewHTTP(base string, client *http.Client) *HTTP {
 	return &HTTP{
 		base:   strings.TrimRight(base, "/"),
 		client: client,
-		tries:  6,
+		tries:  8, // some 24 seconds: a server may restart meanwhile
 		pause:  250 * time.Millisecond,
 		stall:  30 * time.Second,
 	}
@@ -163,7 +165,7 @@ func (b *body) retry(try func() error) error {
 		if b.failed++; b.failed >= b.h.tries {
 			return fmt.Errorf("reading %s %s: gave up after %d tries in a row without progress: %w", b.kind, b.id, b.failed, err)
 		}
-		t := time.NewTimer(b.h.pause << (b.failed - 1))
+		t := time.NewTimer(min(maxPause, b.h.pause<<(b.failed-1)))
 		select {
 		case <-t.C:
 		case <-b.ctx.Done():

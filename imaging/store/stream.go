@@ -197,10 +197,11 @@ func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error)
 		return data, nil
 	}
 	bufs.plain = slices.Grow(bufs.plain[:0], int(b.plain))
-	if bufs.plain, err = decode(b.codec, data, bufs.plain, int(b.plain)); err != nil {
+	plain, err := decode(b.codec, data, bufs.plain, int(b.plain))
+	if err != nil {
 		return nil, p.corruptBlock("block %d does not decode: %v", number, err)
 	}
-	return bufs.plain, nil
+	return plain, nil
 }
 
 func (p *pack) corruptBlock(format string, a ...any) error {

@@ -144,7 +144,7 @@ func (d *Dir) sweep(dir string) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		f, err := os.Open(path)
+		f, err := os.OpenFile(path, os.O_RDWR, 0) // as NFS wants it for an exclusive lock
 		if err != nil {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -29,14 +30,16 @@ type Writer struct {
 	open    map[Audience]*newPack
 	claimed map[Ref]struct{} // chunks of blocks that are in open or pending packs
 	pending map[*newPack]struct{}
-	err     error // of the first write that went wrong; all after it is refused
+	plains  sync.Pool // of *[]byte, for blocks being checked
+	err     error     // of the first write that went wrong; all after it is refused
 }
 
 // newPack is a pack being written.
 type newPack struct {
 	pack
 	spool   Spool
-	end     int64 // of the blocks written
+	sealed  []byte // the block being written
+	end     int64  // of the blocks written
 	chunks  int
 	claimed []Ref
 	done    chan struct{} // closed when it is in the store, or never will be
@@ -75,7 +78,7 @@ func (w *Writer) Add(ctx context.Context, b Block) error {
 	if key == nil {
 		return fmt.Errorf("adding a block: the key of the audience %s is not held", b.Audience)
 	}
-	plain, err := checkBlock(b)
+	plain, err := w.check(b)
 	if err != nil {
 		return err
 	}
@@ -89,9 +92,20 @@ func (w *Writer) Add(ctx context.Context, b Block) error {
 	return nil
 }
 
-// checkBlock decodes a block, checks every chunk and gives the plain size.
-func checkBlock(b Block) (uint32, error) {
-	plain, err := DecodeBlock(b)
+// check decodes a block, holds every chunk against its ID, and gives the plain
+// size.
+func (w *Writer) check(b Block) (uint32, error) {
+	size, err := plainSize(b.Chunks)
+	plain := b.Data
+	if err == nil && (b.Codec != Raw || len(plain) != size) {
+		buf, _ := w.plains.Get().(*[]byte)
+		if buf == nil {
+			buf = new([]byte)
+		}
+		defer w.plains.Put(buf)
+		*buf = slices.Grow((*buf)[:0], size)
+		plain, err = decode(b.Codec, b.Data, *buf, size)
+	}
 	if err != nil {
 		bad := &CorruptError{What: "block", Detail: err.Error()}
 		if len(b.Chunks) > 0 {
@@ -100,14 +114,13 @@ func checkBlock(b Block) (uint32, error) {
 		}
 		return 0, bad
 	}
-	rest := plain
 	for _, c := range b.Chunks {
-		if got := Sum(rest[:c.Size]); got != c.ID {
+		if got := Sum(plain[:c.Size]); got != c.ID {
 			return 0, &CorruptError{What: "chunk", ID: c.ID, Detail: "its bytes have the digest " + got.String()}
 		}
-		rest = rest[c.Size:]
+		plain = plain[c.Size:]
 	}
-	return uint32(len(plain)), nil
+	return uint32(size), nil
 }
 
 // append seals a checked block into the open pack of its audience. A pack that
@@ -128,15 +141,15 @@ func (w *Writer) append(ctx context.Context, key *Key, b Block, plain uint32) (f
 		}
 		w.open[b.Audience] = p
 	}
-	sealed := p.cipher.seal(make([]byte, 0, len(b.Data)+tagSize), b.Data, uint64(len(p.blocks)))
-	if _, err := p.spool.Write(sealed); err != nil {
+	p.sealed = p.cipher.seal(slices.Grow(p.sealed[:0], len(b.Data)+tagSize), b.Data, uint64(len(p.blocks)))
+	if _, err := p.spool.Write(p.sealed); err != nil {
 		return nil, w.fail(fmt.Errorf("writing a pack: %w", err))
 	}
 	p.blocks = append(p.blocks, packBlock{
-		off: p.end, sealed: uint32(len(sealed)), plain: plain, codec: b.Codec,
-		chunks: append([]Chunk(nil), b.Chunks...),
+		off: p.end, sealed: uint32(len(p.sealed)), plain: plain, codec: b.Codec,
+		chunks: slices.Clone(b.Chunks),
 	})
-	p.end += int64(len(sealed))
+	p.end += int64(len(p.sealed))
 	p.chunks += len(b.Chunks)
 	for _, c := range b.Chunks {
 		ref := Ref{b.Audience, c.ID}
@@ -208,6 +221,7 @@ func (w *Writer) finish(p *newPack) error {
 }
 
 func (p *newPack) finish() error {
+	p.sealed = nil
 	trailer := p.cipher.seal(nil, appendTrailer(nil, p.blocks), trailerNumber)
 	_, err := p.spool.Write(appendFooter(trailer, p.end, int64(len(trailer))))
 	if err != nil {
