@@ -1,0 +1,123 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+
+	"doppel/cluster"
+	"doppel/dhcpd"
+	"doppel/imaging"
+	"doppel/pxe"
+	"doppel/tftpd"
+)
+
+// leases keeps dhcpd's leases in the cluster's state.
+type leases struct{ *cluster.Cluster }
+
+func (l leases) All(context.Context) ([]dhcpd.Lease, error) {
+	var out []dhcpd.Lease
+	for _, x := range l.Cluster.Leases() {
+		out = append(out, dhcpd.Lease{Addr: x.Addr, MAC: dhcpd.MAC(x.MAC), ClientID: x.ClientID, Hostname: x.Hostname, Expires: x.Expires, Declined: x.Declined})
+	}
+	return out, nil
+}
+
+func (l leases) Put(ctx context.Context, x dhcpd.Lease) error {
+	return l.Apply(ctx, []dhcpd.Change{{Lease: x}})
+}
+
+func (l leases) Delete(ctx context.Context, addr netip.Addr) error {
+	return l.Apply(ctx, []dhcpd.Change{{Lease: dhcpd.Lease{Addr: addr}, Gone: true}})
+}
+
+// Apply implements dhcpd.Batch: one commit for all.
+func (l leases) Apply(ctx context.Context, changes []dhcpd.Change) error {
+	out := make([]cluster.Change, 0, len(changes))
+	for _, c := range changes {
+		if c.Gone {
+			out = append(out, cluster.DeleteLease{Addr: c.Lease.Addr})
+			continue
+		}
+		x := c.Lease
+		out = append(out, cluster.PutLease{Lease: cluster.Lease{
+			Addr: x.Addr, MAC: cluster.MAC(x.MAC), ClientID: x.ClientID, Hostname: x.Hostname, Expires: x.Expires, Declined: x.Declined,
+		}})
+	}
+	return l.Commit(ctx, out...)
+}
+
+// installers makes installers from images, each once.
+type installers struct {
+	catalog *imaging.Catalog
+	agent   string
+	ca      []byte // PEM
+	dir     string
+
+	mu   sync.Mutex
+	made map[string]pxe.Boot // by the version's digest
+}
+
+// Installer finds or makes the installer of a version. Machines that ask
+// while it is being made wait for it.
+func (i *installers) Installer(ctx context.Context, ref, digest string) (pxe.Boot, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if b, ok := i.made[digest]; ok {
+		return b, nil
+	}
+	b, err := i.build(ctx, ref, digest)
+	if err != nil {
+		return b, err
+	}
+	if i.made == nil {
+		i.made = map[string]pxe.Boot{}
+	}
+	i.made[digest] = b
+	return b, nil
+}
+
+func (i *installers) build(ctx context.Context, ref, digest string) (pxe.Boot, error) {
+	v, err := i.catalog.Resolve(ctx, digest)
+	if err != nil {
+		return pxe.Boot{}, fmt.Errorf("the installer for %s: %w", ref, err)
+	}
+	m, err := i.catalog.Manifest(ctx, v)
+	if err != nil {
+		return pxe.Boot{}, fmt.Errorf("the installer for %s: %w", ref, err)
+	}
+	vault, err := i.catalog.Vault(ctx)
+	if err != nil {
+		return pxe.Boot{}, fmt.Errorf("the installer for %s: %w", ref, err)
+	}
+	return pxe.BuildBoot(ctx, m, vault, i.agent, i.ca, i.dir)
+}
+
+// loaders are the configured loaders that are there.
+func loaders(paths map[string]string) pxe.Loaders {
+	l := pxe.Loaders{}
+	for _, a := range []pxe.Arch{pxe.ArchBIOS, pxe.ArchX8664, pxe.ArchARM64} {
+		if p := paths[a.String()]; p != "" {
+			if _, err := os.Stat(p); err == nil {
+				l[a] = p
+			}
+		}
+	}
+	return l
+}
+
+// tftpFiles reads the loaders into memory: the fixed map of what TFTP serves.
+func tftpFiles(l pxe.Loaders) (tftpd.Files, error) {
+	files := tftpd.Files{}
+	for name, path := range l.TFTP() {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading the loader for TFTP: %w", err)
+		}
+		files[name] = tftpd.File{Content: bytes.NewReader(b), Size: int64(len(b))}
+	}
+	return files, nil
+}

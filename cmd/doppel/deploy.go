@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"doppel/cluster"
+	"doppel/web"
+)
+
+func newDeploy(g *globals) *cobra.Command {
+	var req web.Deploy
+	var watch, yes bool
+	c := &cobra.Command{
+		Use:   "deploy NODES",
+		Short: "Arm an unattended install: the machine's disk will be erased",
+		Long: `Deploy arms each node for one install of an image. The machine installs when it
+next boots from the network (one that waits in a collection does at once), and
+then starts from its own disk. Until the install has succeeded it is tried again
+at every boot; doppel disarm takes it back.
+
+The disk is the one that --disk names (a path, a link below /dev/disk, a serial
+number), else the machine's only fixed disk that is large enough; a machine with
+several is not touched, and status lists them.
+
+With --watch the exit code is 0 when all nodes are up from their own disks, 1 if
+none is, 3 if some are not.`,
+		Example: `  doppel deploy node001 --image head@latest --watch
+  doppel deploy @compute --image head@3 --dry-run`,
+		Args: someArgs("NODES"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Nodes = args
+			return runDeploy(cmd.Context(), g, req, watch, yes, cmd.OutOrStdout())
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&req.Image, "image", "", "image `REF` (default: the node's own)")
+	f.StringVar(&req.Disk, "disk", "", "the `disk` to erase")
+	f.StringVar(&req.After, "after", "reboot", "what the machine does when it is installed: reboot, poweroff or shell")
+	f.BoolVar(&req.DryRun, "dry-run", false, "only show what would be erased")
+	f.BoolVar(&watch, "watch", false, "follow the installs to their end")
+	f.BoolVar(&yes, "yes", false, "do not ask")
+	return c
+}
+
+func runDeploy(ctx context.Context, g *globals, req web.Deploy, watch, yes bool, out io.Writer) error {
+	client := g.client()
+	ask := req
+	ask.DryRun = true
+	preview, err := client.Deploy(ctx, ask)
+	if err != nil {
+		return err
+	}
+	if !g.json || req.DryRun {
+		if err := printDeployments(out, g, preview); err != nil {
+			return err
+		}
+	}
+	if req.DryRun {
+		return nil
+	}
+	if err := confirm(yes, fmt.Sprintf("erase and install %d node(s)?", len(preview))); err != nil {
+		return err
+	}
+	armed, err := client.Deploy(ctx, req)
+	if err != nil {
+		return err
+	}
+	if !watch {
+		if g.json {
+			return printDeployments(out, g, armed)
+		}
+		_, err := fmt.Fprintf(out, "armed; each installs when it next boots from the network\n")
+		return err
+	}
+	return watchInstalls(ctx, g, client, armed, out)
+}
+
+func printDeployments(w io.Writer, g *globals, list []web.Deployment) error {
+	if g.json {
+		return printJSON(w, list)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NODE\tMACHINE\tFIRMWARE\tADDRESS\tIMAGE\tWILL BE ERASED")
+	for _, d := range list {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Node, d.MAC, d.Arch, d.Addr, d.Image, printable(d.Erases))
+		for _, warning := range d.Warnings {
+			fmt.Fprintf(t, "\t→ %s\n", warning)
+		}
+	}
+	return t.Flush()
+}
+
+// watch follows installs.
+type watch struct {
+	out   io.Writer
+	json  bool
+	ids   map[string]string // install by node
+	after map[string]string
+	last  map[string]string // what was said of a node
+	pace  map[string]*pace
+	ended map[string]bool // how each node's install ended: well or not
+}
+
+// watchInstalls follows the installs until each node is up from its own disk,
+// or has failed.
+func watchInstalls(ctx context.Context, g *globals, client *web.Client, armed []web.Deployment, out io.Writer) error {
+	w := &watch{out: out, json: g.json, ids: map[string]string{}, after: map[string]string{}, last: map[string]string{}, pace: map[string]*pace{}, ended: map[string]bool{}}
+	var names []string
+	for _, d := range armed {
+		names = append(names, d.Node)
+		w.ids[d.Node], w.after[d.Node] = d.Install, d.After
+		w.pace[d.Node] = newPace(plainEvery)
+	}
+	err := client.WatchNodes(ctx, names, func(nodes []cluster.Node) error {
+		for _, n := range nodes {
+			if err := w.node(n); err != nil {
+				return err
+			}
+		}
+		if len(w.ended) == len(w.ids) {
+			return errEnough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	good := 0
+	for _, ok := range w.ended {
+		if ok {
+			good++
+		}
+	}
+	if w.json {
+		if err := printEvent(out, "summary", map[string]int{"up": good, "failed": len(w.ids) - good}); err != nil {
+			return err
+		}
+	}
+	switch good {
+	case len(w.ids):
+		return nil
+	case 0:
+		return codeError(exitFailed)
+	}
+	return codeError(exitPartial)
+}
+
+// node takes one node's state.
+func (w *watch) node(n cluster.Node) error {
+	if _, done := w.ended[n.Name]; done || n.Install == nil {
+		return nil
+	}
+	text, ended, good := w.judge(n)
+	if ended {
+		w.ended[n.Name] = good
+	}
+	key := string(n.State) + n.Install.Stage + fmt.Sprint(ended)
+	if key == w.last[n.Name] && !w.pace[n.Name].due() {
+		return nil
+	}
+	w.last[n.Name] = key
+	if w.json {
+		return printEvent(w.out, "node", map[string]any{"node": n.Name, "state": n.State, "stage": n.Install.Stage,
+			"done": n.Install.Done, "total": n.Install.Total, "detail": n.Install.Detail, "reason": n.Reason})
+	}
+	_, err := fmt.Fprintf(w.out, "%s  %-10s %s  %s\n", time.Now().Format(time.TimeOnly), n.State, n.Name, text)
+	return err
+}
+
+// judge says how a node's install stands, and whether and how it has ended.
+func (w *watch) judge(n cluster.Node) (text string, ended, good bool) {
+	switch {
+	case n.Install.ID != w.ids[n.Name]:
+		return "was deployed again by somebody else", true, false
+	case n.State == cluster.Failed:
+		return printable(n.Reason), true, false
+	case n.State == cluster.Installed && n.LastUp.After(n.Install.Finished):
+		return "up from its own disk", true, true
+	case n.State == cluster.Installed && w.after[n.Name] != "reboot":
+		return "installed; after that: " + w.after[n.Name], true, true
+	case n.State == cluster.Installed:
+		return "installed, starting from its own disk", false, false
+	case n.State == cluster.Armed:
+		return "waits for the machine to boot from the network", false, false
+	case n.State == cluster.Installing:
+		return stageText(n.Install), false, false
+	}
+	return "was disarmed", true, false
+}
+
+func newDisarm(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "disarm NODES",
+		Short:   "Take back the permission to install",
+		Example: "  doppel disarm node001",
+		Args:    someArgs("NODES"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			nodes, err := g.client().Disarm(cmd.Context(), web.Named{Nodes: args})
+			if err != nil {
+				return err
+			}
+			return printDone(cmd.OutOrStdout(), g, "disarmed", nodes)
+		},
+	}
+}
+
+// nodeUsing names a node that runs or is to get a version, when a daemon is
+// there to ask.
+func nodeUsing(ctx context.Context, g *globals, ref string) (string, error) {
+	if _, err := os.Stat(g.socket()); err != nil {
+		return "", nil
+	}
+	nodes, err := g.client().Nodes(ctx)
+	var down *web.Error
+	if errors.As(err, &down) && down.Status == 0 {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, n := range nodes {
+		switch {
+		case n.Runs == ref:
+			return fmt.Sprintf("%s runs %s", n.Name, ref), nil
+		case n.Install != nil && n.Install.Image == ref && (n.State == cluster.Armed || n.State == cluster.Installing):
+			return fmt.Sprintf("%s is to get %s", n.Name, ref), nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := execute(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// execute runs one command line and says what went wrong, in two lines.
+func execute(ctx context.Context, args []string) int {
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var code codeError
+	if err != nil && !errors.As(err, &code) {
+		fmt.Fprintf(os.Stderr, "doppel: error: %s\n", what(err))
+		if h := hint(err); h != "" {
+			fmt.Fprintf(os.Stderr, "doppel: hint: %s\n", h)
+		}
+	}
+	if ctx.Err() != nil && err != nil {
+		return exitInterrupted
+	}
+	return exitCode(err)
+}
+
+// globals are the flags that every command has.
+type globals struct {
+	config string
+	state  string
+	server string
+	json   bool
+}
+
+func newRoot() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "doppel",
+		Short: "Doubles of a running Linux head node",
+		Long: `doppel captures a running Linux head over SSH into compressed,
+content-addressed images, and installs them unattended on machines that boot
+from the network.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("doppel --help lists the commands", "there is no command %q", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &usageError{err.Error(), cmd.CommandPath() + " --help shows its flags"}
+	})
+	f := root.PersistentFlags()
+	f.StringVar(&g.config, "config", "/etc/doppel/doppel.toml", "configuration `file`")
+	f.StringVar(&g.state, "state", "/var/lib/doppel", "state `directory`")
+	f.StringVar(&g.server, "server", "", "the daemon's socket (default DIR/doppel.sock)")
+	f.BoolVar(&g.json, "json", false, "print JSON")
+	root.AddGroup(
+		&cobra.Group{ID: "image", Title: "Images (no daemon needed):"},
+		&cobra.Group{ID: "cluster", Title: "The cluster:"},
+	)
+	for _, c := range []*cobra.Command{newCapture(g), newImage(g)} {
+		c.GroupID = "image"
+		root.AddCommand(c)
+	}
+	for _, c := range []*cobra.Command{
+		newInit(g), newPreflight(g), newServe(g), newNode(g), newCollect(g), newAssign(g), newUnassign(g),
+		newDeploy(g), newDisarm(g), newStatus(g), newEvents(g),
+	} {
+		c.GroupID = "cluster"
+		root.AddCommand(c)
+	}
+	return root
+}
+
+// socket is where the daemon listens.
+func (g *globals) socket() string {
+	if g.server != "" {
+		return g.server
+	}
+	return filepath.Join(g.state, "doppel.sock")
+}
+
+// keysDir is where audience keys and certificates are.
+func (g *globals) keysDir() string { return filepath.Join(g.state, "keys") }
+
+// exactArgs is cobra.ExactArgs with an error that names what is wanted.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		if len(args) < len(names) {
+			return usagef(cmd.CommandPath()+" --help shows an example", "%s: %s is missing", cmd.CommandPath(), names[len(args)])
+		}
+		return usagef(cmd.CommandPath()+" --help shows an example", "%s: %q is one word too many", cmd.CommandPath(), args[len(names)])
+	}
+}
+
+// someArgs wants at least one.
+func someArgs(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return usagef(cmd.CommandPath()+" --help shows an example", "%s: %s is missing", cmd.CommandPath(), name)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"doppel/clone"
+	"doppel/cluster"
+	"doppel/dhcpd"
+	"doppel/imaging"
+	"doppel/imaging/store"
+	"doppel/pxe"
+	"doppel/tftpd"
+	"doppel/web"
+)
+
+func newServe(g *globals) *cobra.Command {
+	var verbose bool
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "The daemon: DHCP, TFTP, boot files, plans and keys",
+		Long: `Serve answers the machines on the configured interface, and nowhere else, until
+it is interrupted. It looks for another DHCP server on the segment before it
+answers anyone, and does not start if it finds one.`,
+		Example: "  doppel serve",
+		Args:    exactArgs(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			return runServe(cmd.Context(), g, log)
+		},
+	}
+	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every packet and request")
+	return c
+}
+
+// daemon is everything that serves.
+type daemon struct {
+	g       *globals
+	config  *config
+	segment segment
+	log     *slog.Logger
+	cluster *cluster.Cluster
+	catalog *imaging.Catalog
+	ca      *web.CA
+	loaders pxe.Loaders
+	agent   string
+}
+
+// runServe opens everything before it serves anything, and serves until ctx
+// ends or one of the servers fails.
+func runServe(ctx context.Context, g *globals, log *slog.Logger) (err error) {
+	d := &daemon{g: g, log: log}
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.cluster.Close()) }()
+	if err := d.lookForRivals(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	if err := d.serveBoot(ctx, group); err != nil {
+		return err
+	}
+	if err := d.serveDoors(ctx, group); err != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	log.Info("serving", "interface", d.segment.Interface, "address", d.segment.Addr.String(), "state", g.state, "version", version)
+	err = group.Wait()
+	log.Info("stopped")
+	return err
+}
+
+// open reads the configuration and opens the state.
+func (d *daemon) open(ctx context.Context) error {
+	var err error
+	if d.config, err = loadConfig(d.g.config); err != nil {
+		return err
+	}
+	if d.segment, err = interfaceAddr(d.config.Interface, d.config.Address); err != nil {
+		return err
+	}
+	if d.agent, err = findAgent(d.config.Agent); err != nil {
+		return err
+	}
+	d.loaders = loaders(d.config.IPXE)
+	if len(d.loaders) == 0 {
+		return &hintError{errors.New("none of the configured iPXE loaders is there"), "install Debian's package ipxe, or correct [ipxe] in the configuration"}
+	}
+	if d.catalog, err = imaging.OpenCatalog(d.g.state, imaging.CatalogOptions{Log: d.log}); err != nil {
+		return err
+	}
+	if err := d.catalog.Create(ctx); err != nil {
+		return err
+	}
+	if d.ca, err = web.OpenCA(d.g.keysDir(), []string{d.segment.Addr.Addr().String()}); err != nil {
+		return err
+	}
+	d.cluster, err = cluster.Open(filepath.Join(d.g.state, "cluster.db"), cluster.Options{
+		Network: d.segment.Addr.Masked(), Server: d.segment.Addr.Addr(),
+		PoolFirst: d.config.Pool.First, PoolLast: d.config.Pool.Last, Log: d.log,
+	})
+	if errors.Is(err, cluster.ErrLocked) {
+		return &hintError{fmt.Errorf("another doppel serve owns %s", d.g.state), "doppel status talks to it; stop it before you start another"}
+	}
+	return err
+}
+
+func rivalsText(rivals []dhcpd.Rival) string {
+	var out []string
+	for _, r := range rivals {
+		out = append(out, r.String())
+	}
+	return strings.Join(out, "; ")
+}
+
+// lookForRivals refuses to be the second DHCP server of the segment.
+func (d *daemon) lookForRivals(ctx context.Context) error {
+	rivals, err := dhcpd.Probe(ctx, d.segment.Interface)
+	if err != nil {
+		return fmt.Errorf("looking for other DHCP servers on %s: %w", d.segment.Interface, err)
+	}
+	if len(rivals) == 0 {
+		return nil
+	}
+	return &hintError{fmt.Errorf("there is another DHCP server on %s: %s", d.segment.Interface, rivalsText(rivals)),
+		"two would take machines from each other: stop that one, or serve on a LAN of its own"}
+}
+
+func (d *daemon) httpAddr() netip.AddrPort {
+	return netip.AddrPortFrom(d.segment.Addr.Addr(), d.config.HTTPPort)
+}
+
+func (d *daemon) tlsAddr() netip.AddrPort {
+	return netip.AddrPortFrom(d.segment.Addr.Addr(), d.config.TLSPort)
+}
+
+// serveBoot opens and starts DHCP and TFTP.
+func (d *daemon) serveBoot(ctx context.Context, group *errgroup.Group) error {
+	files, err := tftpFiles(d.loaders)
+	if err != nil {
+		return err
+	}
+	dhcp, err := dhcpd.Listen(ctx, d.segment.Interface)
+	if err != nil {
+		return &hintError{fmt.Errorf("opening DHCP on %s: %w", d.segment.Interface, err), "doppel preflight says what is in the way"}
+	}
+	tftp, err := tftpd.Listen(ctx, d.segment.Interface, netip.AddrPortFrom(d.segment.Addr.Addr(), 69))
+	if err != nil {
+		return errors.Join(&hintError{fmt.Errorf("opening TFTP on %s: %w", d.segment.Addr.Addr(), err), "doppel preflight says what is in the way"}, dhcp.Close())
+	}
+	policy := &pxe.Policy{State: d.cluster, Loaders: d.loaders, Server: d.httpAddr()}
+	server := &dhcpd.Server{
+		Config: dhcpd.Config{
+			ServerAddr: d.segment.Addr.Addr(),
+			Subnet:     dhcpd.Subnet{Prefix: d.segment.Addr.Masked(), Pool: d.config.Pool, Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain},
+			LeaseTime:  d.config.Lease,
+		},
+		Handler: policy, Leases: leases{d.cluster}, Log: d.log.With("server", "dhcp"),
+	}
+	group.Go(func() error { return named("DHCP", server.Serve(ctx, dhcp)) })
+	boot := &tftpd.Server{Lookup: files.Lookup, Log: d.log.With("server", "tftp")}
+	group.Go(func() error { return named("TFTP", boot.Serve(ctx, tftp)) })
+	return nil
+}
+
+func named(server string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("serving %s: %w", server, err)
+}
+
+// serveDoors opens and starts the HTTP servers.
+func (d *daemon) serveDoors(ctx context.Context, group *errgroup.Group) error {
+	st, err := d.catalog.Store()
+	if err != nil {
+		return err
+	}
+	keys, err := d.catalog.Keys()
+	if err != nil {
+		return err
+	}
+	boot := &pxe.Handler{
+		State:      d.cluster,
+		Installers: &installers{catalog: d.catalog, agent: d.agent, ca: d.ca.PEM(), dir: d.bootCache()},
+		Loaders:    d.loaders, Dir: d.bootCache(), HTTP: d.httpAddr(), TLS: d.tlsAddr(), Log: d.log.With("server", "boot"),
+	}
+	machines := &web.Machines{
+		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: keys,
+		Server: fmt.Sprintf("https://%s", d.tlsAddr()), Blobs: fmt.Sprintf("http://%s/store", d.httpAddr()),
+		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
+	}
+	admin := &web.Admin{Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+
+	var doors []web.Door
+	shut := func(err error) error {
+		for _, door := range doors {
+			err = errors.Join(err, door.Listener.Close())
+		}
+		return err
+	}
+	plain, err := listenTCP(ctx, d.httpAddr())
+	if err != nil {
+		return err
+	}
+	doors = append(doors, web.Door{Name: "http", Listener: plain, Handler: web.Plain(store.Handler(st), boot)})
+	secure, err := listenTCP(ctx, d.tlsAddr())
+	if err != nil {
+		return shut(err)
+	}
+	doors = append(doors, web.Door{Name: "tls", Listener: secure, Handler: machines.Handler(), TLS: d.ca.TLS()})
+	socket, err := web.ListenUnix(d.g.socket())
+	if err != nil {
+		return shut(err)
+	}
+	doors = append(doors, web.Door{Name: "admin", Listener: socket, Handler: admin.Handler(), Streams: true})
+	group.Go(func() error { return web.Serve(ctx, d.log, doors...) })
+	return nil
+}
+
+func (d *daemon) bootCache() string { return filepath.Join(d.g.state, "cache", "boot") }
+
+func listenTCP(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp4", a.String())
+	if err != nil {
+		return nil, &hintError{fmt.Errorf("opening %s: %w", a, err), "doppel preflight says what is in the way"}
+	}
+	return l, nil
+}
+
+// checkDeploy says whether a version can be deployed to a node.
+func (d *daemon) checkDeploy(ctx context.Context, node cluster.Node, ref string) (ver, digest string, warnings []string, err error) {
+	v, err := d.catalog.Resolve(ctx, ref)
+	if err != nil {
+		return "", "", nil, &cluster.RefusedError{What: err.Error(), Hint: "doppel image ls shows what there is"}
+	}
+	m, err := d.catalog.Manifest(ctx, v)
+	if err != nil {
+		return "", "", nil, fmt.Errorf("reading %s: %w", v.Ref(), err)
+	}
+	firmware, seen := d.firmware(node)
+	if !seen {
+		return v.Ref(), v.Digest, []string{"this machine was never seen to boot from the network, so its firmware is not known"}, nil
+	}
+	if err := clone.Check(m.Head, firmware); err != nil {
+		var r *clone.RefusedError
+		if errors.As(err, &r) {
+			return "", "", nil, &cluster.RefusedError{What: fmt.Sprintf("%s cannot be installed on %s: %s", v.Ref(), node.Name, r.What), Hint: r.Hint}
+		}
+		return "", "", nil, err
+	}
+	return v.Ref(), v.Digest, nil, nil
+}
+
+// firmware is what the node's machine was last seen to boot with.
+func (d *daemon) firmware(node cluster.Node) (clone.Firmware, bool) {
+	if node.MAC == nil {
+		return "", false
+	}
+	s, ok := d.cluster.Sighting(*node.MAC)
+	switch {
+	case !ok:
+		return "", false
+	case s.Arch == pxe.ArchBIOS.String():
+		return clone.BIOS, true
+	case strings.HasPrefix(s.Arch, "uefi"):
+		return clone.UEFI, true
+	}
+	return "", false
+}
