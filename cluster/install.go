@@ -209,11 +209,11 @@ func (c Certify) prepare(s *state, at time.Time) (Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.Key == c.Key {
-		return nil, nil
-	}
 	if c.Key == "" || c.Key != text(c.Key, maxField) {
 		return nil, fmt.Errorf("certifying %s: %s is no digest of a key", c.Node, quoteName(c.Key))
+	}
+	if n.Key == c.Key {
+		return nil, nil
 	}
 	return c, nil
 }

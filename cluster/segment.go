@@ -104,7 +104,7 @@ func (c OpenCollection) prepare(s *state, at time.Time) (Change, error) {
 }
 
 func (c OpenCollection) apply(s *state, at time.Time) error {
-	s.putCollection(Collection{Until: c.Until, Auto: c.Auto})
+	s.putCollection(Collection(c))
 	message := "collecting until " + c.Until.Format(time.RFC3339)
 	if c.Auto {
 		message += ", assigning machines to free nodes in order"
