@@ -1,10 +1,246 @@
 package imaging
 
-// LocalTree is the file system of this machine below a root directory.
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// LocalTree is the file system of this machine below a root directory. Every
+// step goes from an open directory to one name in it and follows no symbolic
+// link, so no path is too long, and nothing that is renamed on the way leads
+// out of the tree.
 type LocalTree struct{ root string }
 
 // NewLocalTree is the tree below root.
 func NewLocalTree(root string) *LocalTree { return &LocalTree{root} }
 
+// Root opens the root directory. Here alone a symbolic link is followed.
+func (t *LocalTree) Root(ctx context.Context) (Dir, error) {
+	fd, err := openRetry(unix.AT_FDCWD, t.root, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", t.root, err)
+	}
+	return newLocalDir(fd), nil
+}
+
+// Mounts reads the mount table of this process. A machine without /proc tells
+// nothing.
+func (t *LocalTree) Mounts(ctx context.Context) (*Mounts, error) {
+	root, err := filepath.Abs(t.root)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", t.root, err)
+	}
+	if root, err = filepath.EvalSymlinks(root); err != nil {
+		return nil, fmt.Errorf("find %s: %w", t.root, err)
+	}
+	f, err := os.Open("/proc/self/mountinfo")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read mounts: %w", err)
+	}
+	defer f.Close()
+	return ReadMounts(f, root)
+}
+
+// openRetry is openat(2) with O_CLOEXEC, again when a signal came in between.
+func openRetry(dir int, name string, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// openQuiet opens without leaving an access time, which only the owner of a
+// file and root may ask for.
+func openQuiet(dir int, name string, flags int) (int, error) {
+	fd, err := openRetry(dir, name, flags|unix.O_NOFOLLOW|unix.O_NOATIME)
+	if err == unix.EPERM {
+		fd, err = openRetry(dir, name, flags|unix.O_NOFOLLOW)
+	}
+	return fd, err
+}
+
+// localDir is an open directory. The os.File around the descriptor is there to
+// list it.
+type localDir struct {
+	f  *os.File
+	fd int
+	mu sync.Mutex // listing moves the file's position
+}
+
+func newLocalDir(fd int) *localDir {
+	return &localDir{f: os.NewFile(uintptr(fd), "."), fd: fd}
+}
+
+func (d *localDir) Close() error { return d.f.Close() }
+
+func (d *localDir) Names(ctx context.Context) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, err := d.f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return d.f.Readdirnames(-1)
+}
+
+func (d *localDir) Self(ctx context.Context) (Node, error) {
+	return nodeOf(d.fd)
+}
+
+// Stat looks at name through a descriptor of the kind that opens nothing
+// (O_PATH), so that all it tells is about one and the same inode.
+func (d *localDir) Stat(ctx context.Context, name string) (Node, error) {
+	fd, err := openRetry(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return Node{}, err
+	}
+	defer unix.Close(fd)
+	return nodeOf(fd)
+}
+
+func (d *localDir) Dir(ctx context.Context, name string) (Dir, error) {
+	fd, err := openQuiet(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err == unix.ENOTDIR || err == unix.ELOOP {
+		return nil, fmt.Errorf("%w: it is no longer a directory", fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newLocalDir(fd), nil
+}
+
+func (d *localDir) Open(ctx context.Context, name string) (File, error) {
+	// O_NONBLOCK: a FIFO that has taken the file's place must not hold us up.
+	fd, err := openQuiet(d.fd, name, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err == unix.ELOOP || err == unix.ENXIO {
+		return nil, fmt.Errorf("%w: it is no longer a regular file", fs.ErrNotExist)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		if err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%w: it is no longer a regular file", fs.ErrNotExist)
+	}
+	return &localFile{fd: fd}, nil
+}
+
+// localFile is an open regular file. It is not an os.File, whose finalizer and
+// poller cost more than most files of a system are long.
+type localFile struct{ fd int }
+
+func (f *localFile) Close() error { return unix.Close(f.fd) }
+
+func (f *localFile) Stat(ctx context.Context) (Node, error) { return nodeOf(f.fd) }
+
+func (f *localFile) ReadAt(b []byte, off int64) (int, error) {
+	n := 0
+	for n < len(b) {
+		m, err := unix.Pread(f.fd, b[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return n, err
+		case m == 0:
+			return n, io.EOF
+		}
+		n += m
+	}
+	return n, nil
+}
+
+// Extents asks with SEEK_DATA and SEEK_HOLE. A file system that does not know
+// them says that all is data.
+func (f *localFile) Extents(ctx context.Context, size int64) ([]Extent, error) {
+	ext := []Extent{}
+	for at := int64(0); at < size; {
+		start, err := unix.Seek(f.fd, at, unix.SEEK_DATA)
+		if err == unix.ENXIO {
+			return ext, nil // all that is left is hole
+		}
+		if err == unix.EINVAL || err == unix.EOPNOTSUPP {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for holes: %w", err)
+		}
+		if start >= size {
+			return ext, nil
+		}
+		end, err := unix.Seek(f.fd, start, unix.SEEK_HOLE)
+		if err != nil && err != unix.ENXIO {
+			return nil, fmt.Errorf("look for holes: %w", err)
+		}
+		if err == unix.ENXIO {
+			return ext, nil // it was cut off while we looked; reading will tell
+		}
+		end = min(end, size)
+		if start == 0 && end == size {
+			return nil, nil
+		}
+		if last := len(ext) - 1; last >= 0 && ext[last].Offset+ext[last].Length == start {
+			ext[last].Length += end - start
+		} else {
+			ext = append(ext, Extent{start, end - start})
+		}
+		at = end
+	}
+	return ext, nil
+}
+
+// LocalOption changes what NewLocal makes.
+type LocalOption func(*local)
+
+// WithClock replaces the clock by which a file counts as changed too lately to
+// be known again by its times.
+func WithClock(now func() time.Time) LocalOption { return func(l *local) { l.now = now } }
+
+type local struct {
+	root string
+	now  func() time.Time
+}
+
 // NewLocal is the Source of this machine's tree at root.
-func NewLocal(root string) Source { return nil }
+func NewLocal(root string, opts ...LocalOption) Source {
+	l := &local{root: root, now: time.Now}
+	for _, o := range opts {
+		o(l)
+	}
+	return l
+}
+
+func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, error) {
+	return DescribeLocal(ctx, l.path(root))
+}
+
+func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
+	return scanTree(ctx, NewLocalTree(l.path(req.Root)), req, sink, l.now)
+}
+
+func (l *local) Close() error { return nil }
+
+// path is where root is: the one asked for, or by default the source's own.
+func (l *local) path(root string) string {
+	if root == "" {
+		return l.root
+	}
+	return root
+}

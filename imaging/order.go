@@ -1,6 +1,7 @@
 package imaging
 
 import (
+	"iter"
 	"slices"
 	"strings"
 )
@@ -64,4 +65,12 @@ func joinPath(dir, name string) string {
 		return name
 	}
 	return dir + "/" + name
+}
+
+// elements are the names on the way from the root to path.
+func elements(path string) iter.Seq[string] {
+	if path == "." {
+		return func(func(string) bool) {}
+	}
+	return strings.SplitSeq(path, "/")
 }

@@ -2,10 +2,240 @@ package imaging
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"doppel/imaging/store"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 )
 
-var errUnbuilt = errors.New("not built yet")
+// Bounds on what a scan has in hand, whatever the tree is like.
+const (
+	batchItems  = 256             // entries that go through the stages together
+	batchDirs   = 64              // directories a batch may hold open
+	openDirs    = 256             // directories the walk itself holds open
+	smallFile   = chunkerBuffer   // read ahead, by several readers
+	readAhead   = 32 << 20        // bytes of small files read ahead
+	readers     = 8               // which hides a network's latency, and a disk's
+	askBytes    = 4 << 20         // of chunks, before the sink is asked about them
+	askChunks   = 1024            // likewise
+	blockTarget = 4 << 20         // plain bytes of a block
+	maxTries    = 3               // to read a file that does not hold still
+	progressGap = time.Second / 4 // between two calls of Progress
+)
 
-// ScanTree walks tree and gives sink everything that is in it.
-func ScanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink) error { return errUnbuilt }
+// ownPaths are directories whose contents no image has: what the kernel and
+// the running system make anew, and doppel's own state, keys among it.
+var ownPaths = [...]string{"proc", "sys", "dev", "run", "tmp", "var/tmp", "var/lib/doppel", "etc/doppel"}
+
+// ScanTree walks tree and gives sink everything that is in it, in canonical
+// order, and the chunks that sink lacks, in blocks for their audience. It is
+// the whole of a capture on the side where the tree is.
+//
+// What changes while it is read is dealt with as the package says; that which
+// cannot be read at all, be it a single file, fails the scan.
+func ScanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink) error {
+	return scanTree(ctx, tree, req, sink, time.Now)
+}
+
+// scan is one run of ScanTree. Its stages hand items on in the walk's order:
+//
+//	walk → batches → dispatch → items → collect → blocks → encode
+//	                     └→ jobs → read (small files, several at a time)
+type scan struct {
+	tree    Tree
+	req     ScanRequest
+	sink    Sink
+	start   time.Time
+	exclude []glob
+	mounts  *Mounts
+	left    map[string]left
+	rootDev uint64
+
+	batches chan []*item
+	items   chan *item
+	jobs    chan *item
+	blocks  chan rawBlock
+	memory  *semaphore.Weighted
+
+	bytesRead atomic.Int64
+	blockMu   sync.Mutex // one call of sink.Block at a time
+	flying    flying
+}
+
+func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now func() time.Time) error {
+	s := &scan{
+		tree:    tree,
+		req:     req,
+		sink:    sink,
+		start:   now(),
+		batches: make(chan []*item, 1),
+		items:   make(chan *item, batchItems),
+		jobs:    make(chan *item),
+		blocks:  make(chan rawBlock),
+		memory:  semaphore.NewWeighted(readAhead),
+		flying:  flying{refs: make(map[store.Ref]struct{})},
+	}
+	var err error
+	if s.exclude, err = parseGlobs(req.Exclude); err != nil {
+		return fmt.Errorf("exclude: %w", err)
+	}
+	if s.mounts, err = tree.Mounts(ctx); err != nil {
+		return err
+	}
+	if s.mounts != nil {
+		s.left = s.mounts.left(s.excludedWithin)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { defer close(s.batches); return s.walk(ctx) })
+	g.Go(func() error { defer close(s.items); defer close(s.jobs); return s.dispatch(ctx) })
+	for range readers {
+		g.Go(func() error { return s.readSmall(ctx) })
+	}
+	g.Go(func() error { defer close(s.blocks); return s.collect(ctx) })
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error { return s.encode(ctx) })
+	}
+	err = g.Wait()
+	s.release()
+	return err
+}
+
+// release lets go of what an error left in the stages.
+func (s *scan) release() {
+	for batch := range s.batches {
+		for _, it := range batch {
+			it.letGo()
+		}
+	}
+	for it := range s.items {
+		it.letGo()
+	}
+}
+
+// send sends v unless ctx ends first.
+func send[T any](ctx context.Context, c chan<- T, v T) error {
+	select {
+	case c <- v:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// excludedWithin tells whether path or a directory it is in is left out by the
+// request or always.
+func (s *scan) excludedWithin(path string) bool {
+	for path != "." {
+		if isOwn(path) || matchAny(s.exclude, path) {
+			return true
+		}
+		path = parentPath(path)
+	}
+	return false
+}
+
+func isOwn(path string) bool {
+	for _, p := range ownPaths {
+		if p == path {
+			return true
+		}
+	}
+	return false
+}
+
+// dispatch hands the items of a batch to the collector, in order, and those
+// that are small files to the readers before.
+func (s *scan) dispatch(ctx context.Context) error {
+	for batch := range s.batches {
+		for i, it := range batch {
+			if err := s.dispatchItem(ctx, it); err != nil {
+				for _, it := range batch[i:] {
+					it.letGo()
+				}
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *scan) dispatchItem(ctx context.Context, it *item) error {
+	if it.wanted() && it.node.Size <= smallFile {
+		it.memory = it.node.Size
+		if err := s.memory.Acquire(ctx, it.memory); err != nil {
+			return context.Cause(ctx)
+		}
+		it.done = make(chan struct{})
+		if err := send(ctx, s.jobs, it); err != nil {
+			return err
+		}
+	}
+	return send(ctx, s.items, it)
+}
+
+// rawBlock is a block that is full and not yet compressed.
+type rawBlock struct {
+	audience store.Audience
+	chunks   []store.Chunk
+	plain    []byte
+}
+
+// encode compresses blocks and gives them to the sink.
+func (s *scan) encode(ctx context.Context) error {
+	for b := range s.blocks {
+		if err := s.deliver(ctx, store.EncodeBlock(b.audience, b.chunks, b.plain)); err != nil {
+			return err
+		}
+		s.flying.landed(b)
+	}
+	return nil
+}
+
+func (s *scan) deliver(ctx context.Context, b store.Block) error {
+	s.blockMu.Lock()
+	defer s.blockMu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return s.sink.Block(ctx, b)
+}
+
+// flying are the chunks on their way to the sink, which does not know of them
+// yet: without it, a chunk that a tree holds twice within a few MiB would be
+// sent twice.
+type flying struct {
+	mu   sync.Mutex
+	refs map[store.Ref]struct{}
+}
+
+// start tells whether ref is not on its way, and counts it as being from now.
+func (f *flying) start(ref store.Ref) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.refs[ref]; ok {
+		return false
+	}
+	f.refs[ref] = struct{}{}
+	return true
+}
+
+// cancel takes back what start said of a chunk the sink has already.
+func (f *flying) cancel(ref store.Ref) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.refs, ref)
+}
+
+func (f *flying) landed(b rawBlock) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range b.chunks {
+		delete(f.refs, store.Ref{Audience: b.audience, ID: c.ID})
+	}
+}

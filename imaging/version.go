@@ -1,7 +1,15 @@
 package imaging
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"doppel/imaging/store"
@@ -22,3 +30,159 @@ type Version struct {
 
 // Ref is the version as the user names it: NAME@NUMBER.
 func (v Version) Ref() string { return fmt.Sprintf("%s@%d", v.Image, v.Number) }
+
+// CheckName tells what is wrong with the name of an image or a tag.
+func CheckName(name string) error {
+	ok := name != "" && len(name) <= 128 && name[0] != '.' && name[0] != '-'
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-')
+	}
+	if !ok {
+		return fmt.Errorf("%.200q is no name: want up to 128 letters, digits, dots, underscores and hyphens, not beginning with a dot or a hyphen", name)
+	}
+	return nil
+}
+
+// checkTag tells what is wrong with a tag, which must not look like a number.
+func checkTag(tag string) error {
+	if err := CheckName(tag); err != nil {
+		return err
+	}
+	if tag == latest || strings.Trim(tag, "0123456789") == "" {
+		return fmt.Errorf("%q is no tag: it means a version by itself", tag)
+	}
+	return nil
+}
+
+const latest = "latest"
+
+// UnknownImageError says that a reference names no version.
+type UnknownImageError struct {
+	Ref   string
+	Known []string // what there is instead
+}
+
+func (e *UnknownImageError) Error() string {
+	if len(e.Known) == 0 {
+		return fmt.Sprintf("there is no image %q, nor any other", e.Ref)
+	}
+	return fmt.Sprintf("there is no image %q; there are %s", e.Ref, strings.Join(e.Known, ", "))
+}
+
+// AmbiguousError says that the beginning of a digest is that of several.
+type AmbiguousError struct {
+	Ref   string
+	Among []Version
+}
+
+func (e *AmbiguousError) Error() string {
+	var list []string
+	for _, v := range e.Among {
+		list = append(list, fmt.Sprintf("%s (%s)", v.Ref(), v.Digest))
+	}
+	return fmt.Sprintf("%q is the beginning of several digests: %s", e.Ref, strings.Join(list, ", "))
+}
+
+// nameFile is what a file below store/names holds.
+type nameFile struct {
+	Next     int       `json:"next"`     // the number of the next version
+	Versions []Version `json:"versions"` // by number
+}
+
+// readNameFile reads the file of an image. One that is not there is an image
+// without versions.
+func readNameFile(path string) (*nameFile, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &nameFile{Next: 1}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of an image: %w", err)
+	}
+	f, err := parseNameFile(filepath.Base(path), b)
+	if err != nil {
+		return nil, fmt.Errorf("read the versions of an image: %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// parseNameFile reads what a name file holds and checks all that others rely on.
+func parseNameFile(name string, b []byte) (*nameFile, error) {
+	f := &nameFile{}
+	if err := json.Unmarshal(b, f); err != nil {
+		return nil, err
+	}
+	last := 0
+	tags := make(map[string]bool)
+	for _, v := range f.Versions {
+		if v.Image != name || v.Number <= last || v.Number >= f.Next {
+			return nil, fmt.Errorf("version %d of %q is out of place", v.Number, v.Image)
+		}
+		last = v.Number
+		if _, err := store.ParseID(v.Digest); err != nil || !strings.HasPrefix(v.Digest, "sha256:") {
+			return nil, fmt.Errorf("version %d has no digest", v.Number)
+		}
+		for _, t := range v.Tags {
+			if err := checkTag(t); err != nil {
+				return nil, err
+			}
+			if tags[t] {
+				return nil, fmt.Errorf("two versions have the tag %q", t)
+			}
+			tags[t] = true
+		}
+	}
+	if f.Next < 1 {
+		return nil, errors.New("it does not tell the next version's number")
+	}
+	return f, nil
+}
+
+// write replaces the file durably.
+func (f *nameFile) write(path string) error {
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write the versions of an image: %w", err)
+	}
+	if err := replaceFile(path, append(b, '\n')); err != nil {
+		return fmt.Errorf("write the versions of an image: %w", err)
+	}
+	return nil
+}
+
+// pick finds the version that what stands behind the @ means.
+func (f *nameFile) pick(which string) (Version, bool) {
+	if len(f.Versions) == 0 {
+		return Version{}, false
+	}
+	if which == latest {
+		return f.Versions[len(f.Versions)-1], true
+	}
+	if n, err := strconv.Atoi(which); err == nil {
+		i, ok := slices.BinarySearchFunc(f.Versions, n, func(v Version, n int) int { return v.Number - n })
+		if ok {
+			return f.Versions[i], true
+		}
+		return Version{}, false
+	}
+	for _, v := range f.Versions {
+		if slices.Contains(v.Tags, which) {
+			return v, true
+		}
+	}
+	return Version{}, false
+}
+
+// known lists versions as the user names them, the last few when they are many.
+func known(list []Version) []string {
+	var refs []string
+	if len(list) > 8 {
+		list = list[len(list)-8:]
+		refs = append(refs, "…")
+	}
+	for _, v := range list {
+		refs = append(refs, v.Ref())
+	}
+	return refs
+}

@@ -1,0 +1,329 @@
+package imaging
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+
+	"doppel/imaging/store"
+)
+
+func chunkOf(s string) store.Chunk {
+	return store.Chunk{ID: store.Sum([]byte(s)), Size: uint32(len(s))}
+}
+
+// sampleManifest has every kind of entry and every turn of the encoding.
+func sampleManifest() *Manifest {
+	list := []Entry{
+		{Path: ".", Kind: Directory, Mode: 0o755},
+		{Path: "a", Kind: Directory, Mode: 0o1777, UID: math.MaxUint32, GID: 12, MTime: Time{-1, 999_999_999}},
+		{Path: "a/\x01\xfe", Kind: Regular, Mode: 0o4755, Size: 5, MTime: Time{math.MinInt64, 0}, Chunks: []store.Chunk{chunkOf("hello")},
+			Xattrs: []Xattr{{"security.capability", []byte{1, 0, 2}}, {"user.empty", nil}}},
+		{Path: "a/link\n", Kind: Symlink, Mode: 0o777, Target: "../\xff", Xattrs: []Xattr{{"trusted.x", []byte("y")}}},
+		{Path: "a/sub", Kind: Directory, Opaque: true},
+		{Path: "a-b", Kind: Regular, Size: 0},
+		{Path: "b", Kind: HardLink, Target: "a/\x01\xfe"},
+		{Path: "blk", Kind: BlockDevice, Major: 8, Minor: 1 << 20},
+		{Path: "chr", Kind: CharDevice, Major: 1, Minor: 3},
+		{Path: "fifo", Kind: FIFO, MTime: Time{1 << 40, 1}},
+		{Path: "hole", Kind: Regular, Size: 1 << 40, Extents: []Extent{}},
+		{Path: "key", Kind: Regular, Mode: 0o600, Size: 3, Class: ClassNode, Chunks: []store.Chunk{chunkOf("key")}},
+		{Path: "key2", Kind: Regular, Size: 1 << 20, Class: ClassHead, Extents: []Extent{{10, 2}, {100, 1}}, Chunks: []store.Chunk{chunkOf("ke"), chunkOf("y")}},
+		{Path: "munge", Kind: Regular, Size: 3, Class: ClassCluster, Chunks: []store.Chunk{chunkOf("mun")}},
+		{Path: "sock", Kind: Socket},
+		{Path: "sparse", Kind: Regular, Size: 100, Extents: []Extent{{0, 1}, {50, 50}}, Chunks: []store.Chunk{{ID: store.Sum([]byte("z")), Size: 51}}},
+	}
+	m := &Manifest{List: list}
+	m.Facts = Facts{Hostname: "head", OSRelease: map[string]string{"ID": "debian", "A": "<&>"}}
+	m.Layout = &Layout{Table: "gpt", Partitions: []LayoutPartition{{Number: 1, FS: &FileSystem{Type: "ext4"}}}}
+	m.Boot = Boot{Kernels: []Kernel{{Release: "6.1"}}, Loaders: []string{}, Tools: []string{}}
+	m.Entries = int64(len(list))
+	for _, e := range list {
+		m.Bytes += e.Size
+	}
+	return m
+}
+
+func encode(t testing.TB, m *Manifest) (cluster, head []byte) {
+	t.Helper()
+	cluster, head, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cluster, head
+}
+
+func TestManifestRoundTrip(t *testing.T) {
+	m := sampleManifest()
+	cluster, head := encode(t, m)
+	got, err := DecodeManifest(cluster, head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, m) {
+		t.Errorf("decoded:\n%+v\nwant:\n%+v", got, m)
+	}
+}
+
+func TestManifestWithheld(t *testing.T) {
+	cluster, head := encode(t, sampleManifest())
+	got, err := DecodeManifest(cluster, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range got.List {
+		secret := e.Path == "key" || e.Path == "key2"
+		if e.Withheld != secret || secret && (e.Chunks != nil || e.Extents != nil || e.Size == 0) {
+			t.Errorf("without the head part: %+v", e)
+		}
+	}
+	if _, _, err := got.Encode(); err == nil {
+		t.Error("a manifest with withheld entries was encoded")
+	}
+	for _, secret := range []string{"key", "ke", "y"} {
+		id := store.Sum([]byte(secret))
+		if bytes.Contains(cluster, id[:]) {
+			t.Errorf("the cluster part names the chunk of %q", secret)
+		}
+		if !bytes.Contains(head, id[:]) {
+			t.Errorf("the head part does not name the chunk of %q", secret)
+		}
+	}
+}
+
+// TestManifestFrozen holds the format still: a manifest written by an older
+// doppel must have the same digest for ever.
+func TestManifestFrozen(t *testing.T) {
+	cluster, head := encode(t, sampleManifest())
+	const want = "sha256:a7a043d463d611abae2707e49798960767c3cbd2f418cd58997788fc043474ff"
+	if got := ManifestDigest(cluster, store.Sum(head)).String(); got != want {
+		t.Errorf("digest %s, want %s", got, want)
+	}
+}
+
+// TestManifestOneEncoding: extents that say nothing make no other digest.
+func TestManifestOneEncoding(t *testing.T) {
+	m, n := sampleManifest(), sampleManifest()
+	for i := range n.List {
+		if e := &n.List[i]; e.Kind == Regular && e.Extents == nil && e.Size > 0 {
+			e.Extents = []Extent{{0, e.Size}}
+		}
+	}
+	a, b := encode(t, m)
+	c, d := encode(t, n)
+	if !bytes.Equal(a, c) || !bytes.Equal(b, d) {
+		t.Error("extents over the whole file change the encoding")
+	}
+}
+
+func TestEncodeRefuses(t *testing.T) {
+	file := func(path string) Entry { return Entry{Path: path, Kind: Regular} }
+	dir := func(path string) Entry { return Entry{Path: path, Kind: Directory} }
+	one := []store.Chunk{chunkOf("12345")}
+	for name, list := range map[string][]Entry{
+		"nothing":           {},
+		"no root":           {dir("a")},
+		"root is a file":    {file(".")},
+		"root twice":        {dir("."), dir(".")},
+		"twice":             {dir("."), file("a"), file("a")},
+		"out of order":      {dir("."), file("b"), file("a")},
+		"order of siblings": {dir("."), dir("a"), file("a-b"), file("a/b")},
+		"no parent":         {dir("."), file("a/b")},
+		"parent is a file":  {dir("."), file("a"), file("a/b")},
+		"parent is a link":  {dir("."), {Path: "a", Kind: Symlink, Target: "/etc"}, file("a/b")},
+		"parent left":       {dir("."), dir("a"), dir("a/x"), dir("b"), file("b/x/y")},
+		"absolute":          {dir("."), file("/etc")},
+		"dotdot":            {dir("."), file("..")},
+		"dotdot within":     {dir("."), dir("a"), file("a/..")},
+		"dot":               {dir("."), dir("a"), file("a/.")},
+		"empty element":     {dir("."), dir("a"), file("a//b")},
+		"trailing slash":    {dir("."), dir("a"), file("a/")},
+		"empty path":        {dir("."), file("")},
+		"NUL":               {dir("."), file("a\x00b")},
+		"long element":      {dir("."), file(strings.Repeat("a", maxElement+1))},
+		"no kind":           {dir("."), {Path: "a"}},
+		"unknown kind":      {dir("."), {Path: "a", Kind: HardLink + 1}},
+		"unknown class":     {dir("."), {Path: "a", Kind: Regular, Class: ClassHead + 1}},
+		"class of a dir":    {dir("."), {Path: "a", Kind: Directory, Class: ClassHead}},
+		"opaque file":       {dir("."), {Path: "a", Kind: Regular, Opaque: true}},
+		"mode":              {dir("."), {Path: "a", Kind: Regular, Mode: 0o10000}},
+		"nanoseconds":       {dir("."), {Path: "a", Kind: Regular, MTime: Time{0, 1e9}}},
+		"empty target":      {dir("."), {Path: "a", Kind: Symlink}},
+		"NUL in target":     {dir("."), {Path: "a", Kind: Symlink, Target: "a\x00"}},
+		"link to nothing":   {dir("."), {Path: "a", Kind: HardLink, Target: "b"}},
+		"link to later":     {dir("."), {Path: "a", Kind: HardLink, Target: "b"}, file("b")},
+		"link to itself":    {dir("."), {Path: "a", Kind: HardLink, Target: "a"}},
+		"link to dir":       {dir("."), dir("a"), {Path: "b", Kind: HardLink, Target: "a"}},
+		"link to link":      {dir("."), file("a"), {Path: "b", Kind: HardLink, Target: "a"}, {Path: "c", Kind: HardLink, Target: "b"}},
+		"negative size":     {dir("."), {Path: "a", Kind: Regular, Size: -1}},
+		"content of a dir":  {dir("."), {Path: "a", Kind: Directory, Chunks: one}},
+		"chunks too long":   {dir("."), {Path: "a", Kind: Regular, Size: 4, Chunks: one}},
+		"chunks too short":  {dir("."), {Path: "a", Kind: Regular, Size: 6, Chunks: one}},
+		"no chunks":         {dir("."), {Path: "a", Kind: Regular, Size: 6}},
+		"empty chunk":       {dir("."), {Path: "a", Kind: Regular, Size: 5, Chunks: append([]store.Chunk{{}}, one...)}},
+		"extent outside":    {dir("."), {Path: "a", Kind: Regular, Size: 7, Extents: []Extent{{3, 5}}, Chunks: one}},
+		"extent overflows":  {dir("."), {Path: "a", Kind: Regular, Size: 7, Extents: []Extent{{3, math.MaxInt64}}, Chunks: one}},
+		"extents overlap":   {dir("."), {Path: "a", Kind: Regular, Size: 9, Extents: []Extent{{0, 3}, {2, 2}}, Chunks: one}},
+		"extents touch":     {dir("."), {Path: "a", Kind: Regular, Size: 9, Extents: []Extent{{0, 3}, {3, 2}}, Chunks: one}},
+		"extents unsorted":  {dir("."), {Path: "a", Kind: Regular, Size: 9, Extents: []Extent{{5, 3}, {0, 2}}, Chunks: one}},
+		"empty extent":      {dir("."), {Path: "a", Kind: Regular, Size: 9, Extents: []Extent{{0, 0}, {3, 5}}, Chunks: one}},
+		"negative extent":   {dir("."), {Path: "a", Kind: Regular, Size: 9, Extents: []Extent{{-1, 5}}, Chunks: one}},
+		"xattrs unsorted":   {dir("."), {Path: "a", Kind: Regular, Xattrs: []Xattr{{"user.b", nil}, {"user.a", nil}}}},
+		"xattr twice":       {dir("."), {Path: "a", Kind: Regular, Xattrs: []Xattr{{"user.b", nil}, {"user.b", nil}}}},
+		"xattr unnamed":     {dir("."), {Path: "a", Kind: Regular, Xattrs: []Xattr{{"", nil}}}},
+		"withheld":          {dir("."), {Path: "a", Kind: Regular, Size: 5, Class: ClassHead, Withheld: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &Manifest{List: list}
+			if cluster, head, err := m.Encode(); err == nil {
+				_, err := DecodeManifest(cluster, head)
+				t.Errorf("encoded; decoding it: %v", err)
+			}
+		})
+	}
+}
+
+// TestDecodeRefusesEveryCut: a manifest cut short anywhere is no manifest.
+func TestDecodeRefusesEveryCut(t *testing.T) {
+	cluster, head := encode(t, sampleManifest())
+	for i := range cluster {
+		if _, err := DecodeManifest(cluster[:i], head); err == nil {
+			t.Fatalf("decoded from %d of %d bytes", i, len(cluster))
+		}
+	}
+	for i := range head {
+		if _, err := DecodeManifest(cluster, head[:i]); err == nil {
+			t.Fatalf("decoded from %d of %d bytes of the head part", i, len(head))
+		}
+	}
+	if _, err := DecodeManifest(append(bytes.Clone(cluster), 0), head); err == nil {
+		t.Error("decoded with a byte too many")
+	}
+	if _, err := DecodeManifest(cluster, append(bytes.Clone(head), 0)); err == nil {
+		t.Error("decoded with a byte too many in the head part")
+	}
+}
+
+func FuzzDecodeManifest(f *testing.F) {
+	cluster, head := encode(f, sampleManifest())
+	f.Add(cluster, head)
+	f.Add(cluster, []byte(nil))
+	empty := &Manifest{List: []Entry{{Path: ".", Kind: Directory}}}
+	cluster, head = encode(f, empty)
+	f.Add(cluster, head)
+	f.Add([]byte(clusterMagic), []byte(headMagic))
+	f.Add(append([]byte(clusterMagic), 2, '{', '}', 0xff, 0xff, 0xff, 0xff, 0x0f), []byte(headMagic))
+	f.Fuzz(func(t *testing.T, cluster, head []byte) {
+		m, err := DecodeManifest(cluster, head)
+		if err != nil {
+			return
+		}
+		if head == nil {
+			return
+		}
+		// What decodes is right in all respects, and has one encoding.
+		again, headAgain, err := m.Encode()
+		if err != nil {
+			t.Fatalf("decoded, but not encoded again: %v", err)
+		}
+		if !bytes.Equal(again, cluster) || !bytes.Equal(headAgain, head) {
+			t.Error("two encodings of one manifest")
+		}
+	})
+}
+
+func testKeys(t testing.TB) store.Keys {
+	t.Helper()
+	a, err := store.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := store.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store.Keys{Cluster: &a, Head: &b}
+}
+
+func TestManifestBlob(t *testing.T) {
+	ctx := t.Context()
+	st, keys := store.NewMemory(), testKeys(t)
+	m := sampleManifest()
+	blob, digest, err := WriteManifest(ctx, st, keys, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, same, err := WriteManifest(ctx, st, keys, m)
+	if err != nil || same != digest || again == blob {
+		t.Errorf("written twice: %v %v %v", again == blob, same == digest, err)
+	}
+	got, read, err := ReadManifest(ctx, st, keys, blob)
+	if err != nil || read != digest || !reflect.DeepEqual(got, m) {
+		t.Errorf("read: %v, digest %s, want %s", err, read, digest)
+	}
+	node := store.Keys{Cluster: keys.Cluster}
+	got, read, err = ReadManifest(ctx, st, node, blob)
+	if err != nil || read != digest || !got.List[11].Withheld {
+		t.Errorf("read without the head's key: %v, digest %s, want %s", err, read, digest)
+	}
+	if _, _, err := ReadManifest(ctx, st, testKeys(t), blob); err == nil {
+		t.Error("read with other keys")
+	}
+	if _, _, err := WriteManifest(ctx, st, node, m); err == nil {
+		t.Error("written without the head's key")
+	}
+	raw, err := store.ReadBlob(ctx, st, store.KindManifest, blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{0, len(sealedMagic) + 7, len(sealedMagic) + 40, len(raw) / 2, len(raw) - 1} {
+		bad := bytes.Clone(raw)
+		bad[i] ^= 1
+		id, err := store.PutBlob(ctx, st, store.KindManifest, bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := ReadManifest(ctx, st, keys, id); err == nil {
+			t.Errorf("byte %d of %d changed and nothing said", i, len(raw))
+		}
+	}
+	var missing *store.MissingError
+	if _, _, err := ReadManifest(ctx, st, keys, store.Sum(nil)); !errors.As(err, &missing) {
+		t.Errorf("a manifest that is not there: %v", err)
+	}
+}
+
+// TestManifestSectionsBelongTogether: the head section of another manifest of
+// the same keys is refused.
+func TestManifestSectionsBelongTogether(t *testing.T) {
+	ctx := t.Context()
+	st, keys := store.NewMemory(), testKeys(t)
+	cluster, head := encode(t, sampleManifest())
+	other := sampleManifest()
+	other.List[11].Chunks = []store.Chunk{chunkOf("kex")}
+	_, otherHead := encode(t, other)
+	blob, digest, err := writeParts(ctx, st, keys, cluster, head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	swapped, otherDigest, err := writeParts(ctx, st, keys, cluster, otherHead)
+	if err != nil || otherDigest == digest {
+		t.Fatal("another head part, the same digest", err)
+	}
+	a, _ := store.ReadBlob(ctx, st, store.KindManifest, blob)
+	b, _ := store.ReadBlob(ctx, st, store.KindManifest, swapped)
+	end := func(b []byte) uint64 {
+		return uint64(len(sealedMagic)) + 8 + binary.BigEndian.Uint64(b[len(sealedMagic):])
+	}
+	id, err := store.PutBlob(ctx, st, store.KindManifest, append(bytes.Clone(a[:end(a)]), b[end(b):]...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ReadManifest(ctx, st, keys, id); err == nil || !strings.Contains(err.Error(), "two manifests") {
+		t.Errorf("sections of two manifests: %v", err)
+	}
+}
