@@ -138,15 +138,26 @@ func (a *applier) setXattrs(path string, o *object, d metaDiff) error {
 	return nil
 }
 
+// setMode sets the mode. A program that could not be given its owner is not
+// made setuid or setgid: it would lend the rights of whoever restores it.
 func (a *applier) setMode(path string, e *Entry, o *object) error {
-	if err := unix.Fchmodat(unix.AT_FDCWD, o.proc(), e.Mode, 0); err != nil {
-		return a.tolerate(path, "mode", err)
+	mode := e.Mode
+	if o.st.Uid != e.UID {
+		mode &^= unix.S_ISUID
+	}
+	if o.st.Gid != e.GID && o.kind() != Directory {
+		mode &^= unix.S_ISGID
+	}
+	if mode != o.st.Mode&0o7777 {
+		if err := unix.Fchmodat(unix.AT_FDCWD, o.proc(), mode, 0); err != nil {
+			return a.tolerate(path, "mode", err)
+		}
 	}
 	if a.strict {
 		return nil
 	}
-	// The kernel drops setgid without a word when the group is not the
-	// caller's.
+	// The kernel too drops setgid without a word when the group is not one
+	// of the caller's.
 	if err := o.stat(); err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
