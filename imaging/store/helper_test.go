@@ -43,17 +43,16 @@ func testVault(t testing.TB, st Store, keys Keys) *Vault {
 
 // testChunks makes n chunks of size bytes; every other one compresses.
 func testChunks(seed uint64, n, size int) [][]byte {
-	r := rand.New(rand.NewPCG(seed, 1))
+	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
 	chunks := make([][]byte, n)
 	for i := range chunks {
-		b := make([]byte, size)
-		for j := range b {
-			b[j] = byte(r.Uint32())
-			if i%2 == 0 {
-				b[j] &= 0x0f
+		chunks[i] = make([]byte, size)
+		r.Read(chunks[i])
+		if i%2 == 0 {
+			for j := range chunks[i] {
+				chunks[i][j] &= 0x0f
 			}
 		}
-		chunks[i] = b
 	}
 	return chunks
 }
