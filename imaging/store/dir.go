@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -287,6 +286,3 @@ func makeDir(path string) error {
 	}
 	return syncDir(parent)
 }
-
-// isTemp tells the temporary files of fileSpool.
-func isTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }

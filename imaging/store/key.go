@@ -160,7 +160,7 @@ func (ks Keys) key(a Audience) *Key {
 
 const saltSize = 32
 
-// seal makes the cipher of one pack or blob. A salt is used for one file only,
+// cipher makes the cipher of one pack or blob. A salt is used for one file only,
 // so the nonces within it need not differ from those of any other.
 func (k *Key) cipher(salt []byte, info string) (cipher.AEAD, error) {
 	derived, err := hkdf.Key(sha256.New, k[:], salt, info, len(k))

@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 const tempPrefix = ".tmp-"
+
+// isTemp tells the temporary files of fileSpool.
+func isTemp(name string) bool { return strings.HasPrefix(name, tempPrefix) }
 
 // fileSpool writes a blob into a temporary file beside its place. The file is
 // locked (flock) for as long as its process works on it; the kernel drops the
