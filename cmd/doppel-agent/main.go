@@ -24,6 +24,8 @@ type command struct {
 // commands are all that the agent does; the first argument chooses.
 var commands = [...]command{
 	{"capture", runCapture},
+	{"install", runInstall},
+	{"node", runNode},
 	{"version", runVersion},
 }
 
