@@ -159,4 +159,3 @@ func BenchmarkCut(b *testing.B) {
 		}
 	}
 }
-

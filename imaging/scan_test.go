@@ -1,0 +1,598 @@
+package imaging
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"doppel/imaging/store"
+
+	"golang.org/x/sys/unix"
+)
+
+
+// collected is a Sink that keeps everything.
+type collected struct {
+	mu      sync.Mutex
+	entries []Entry
+	stamps  []Stamp
+	notes   []Note
+	chunks  map[store.Ref][]byte
+	blocks  int
+	total   ScanProgress
+	cached  func(Stamp) *Content
+}
+
+func (c *collected) Cached(ctx context.Context, class []Class, files []Stamp) ([]*Content, error) {
+	answers := make([]*Content, len(files))
+	for i := range files {
+		if c.cached != nil {
+			answers[i] = c.cached(files[i])
+		}
+	}
+	return answers, nil
+}
+
+func (c *collected) Missing(ctx context.Context, refs []store.Ref) ([]bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	missing := make([]bool, len(refs))
+	for i, ref := range refs {
+		_, ok := c.chunks[ref]
+		missing[i] = !ok
+	}
+	return missing, nil
+}
+
+func (c *collected) Block(ctx context.Context, b store.Block) error {
+	plain, err := store.DecodeBlock(b)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.blocks++
+	for _, chunk := range b.Chunks {
+		data := plain[:chunk.Size]
+		plain = plain[chunk.Size:]
+		if store.Sum(data) != chunk.ID {
+			return fmt.Errorf("chunk %s is another", chunk.ID)
+		}
+		ref := store.Ref{Audience: b.Audience, ID: chunk.ID}
+		if _, twice := c.chunks[ref]; twice {
+			return fmt.Errorf("chunk %s came twice", chunk.ID)
+		}
+		c.chunks[ref] = bytes.Clone(data)
+	}
+	return nil
+}
+
+func (c *collected) Entries(ctx context.Context, entries []Entry, stamps []Stamp) error {
+	c.entries = append(c.entries, entries...)
+	c.stamps = append(c.stamps, stamps...)
+	return nil
+}
+
+func (c *collected) Note(ctx context.Context, n Note) error {
+	c.notes = append(c.notes, n)
+	return nil
+}
+
+func (c *collected) Progress(p ScanProgress) { c.total = p }
+
+func (c *collected) entry(t *testing.T, path string) *Entry {
+	t.Helper()
+	i, ok := find(c.entries, path)
+	if !ok {
+		t.Fatalf("there is no %q", path)
+	}
+	return &c.entries[i]
+}
+
+// content puts a file together again.
+func (c *collected) content(t *testing.T, e *Entry) []byte {
+	t.Helper()
+	data := []byte{}
+	for _, chunk := range e.Chunks {
+		b, ok := c.chunks[store.Ref{Audience: e.Class.Audience(), ID: chunk.ID}]
+		if !ok || len(b) != int(chunk.Size) {
+			t.Fatalf("%q needs a chunk that did not come", e.Path)
+		}
+		data = append(data, b...)
+	}
+	file := make([]byte, e.Size)
+	for _, x := range e.Data() {
+		data = data[copy(file[x.Offset:x.Offset+x.Length], data):]
+	}
+	return file
+}
+
+// scanDir scans a directory and checks what all scans have in common.
+func scanDir(t *testing.T, tree Tree, req ScanRequest) *collected {
+	t.Helper()
+	c := &collected{chunks: make(map[store.Ref][]byte)}
+	rescan(t, tree, req, c)
+	return c
+}
+
+func rescan(t *testing.T, tree Tree, req ScanRequest, c *collected) {
+	t.Helper()
+	if err := scanTree(t.Context(), tree, req, c, later); err != nil {
+		t.Fatal(err)
+	}
+	m := &Manifest{List: c.entries}
+	if _, _, err := m.Encode(); err != nil {
+		t.Errorf("what a scan gives is no manifest: %v", err)
+	}
+	if len(c.stamps) != len(c.entries) || c.total.Entries != int64(len(c.entries)) {
+		t.Errorf("%d entries, %d stamps, progress says %d", len(c.entries), len(c.stamps), c.total.Entries)
+	}
+}
+
+// later is a clock for which nothing in a test's tree changed lately.
+func later() time.Time { return time.Now().Add(time.Hour) }
+
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func fill(t *testing.T, path string, data []byte) {
+	t.Helper()
+	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	must(t, os.WriteFile(path, data, 0o644))
+}
+
+// nastyTree is a tree with everything that a file system can hold.
+func nastyTree(t *testing.T) string {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "tree")
+	at := func(name string) string { return filepath.Join(root, name) }
+	fill(t, at("plain"), []byte("plain\n"))
+	fill(t, at("empty"), nil)
+	fill(t, at("large"), noise(3<<20, 10))
+	fill(t, at("twice/one"), noise(300<<10, 11))
+	fill(t, at("twice/two"), noise(300<<10, 11))
+	fill(t, at("names/\xff\xfe not utf8"), []byte("1"))
+	fill(t, at("names/line\nbreak\ttab\\"), []byte("2"))
+	fill(t, at("names/ "), []byte("3"))
+	fill(t, at("names/*?[]'\"$"), []byte("4"))
+	fill(t, at("names/"+strings.Repeat("n", 255)), []byte("5"))
+	fill(t, at("a/b/c"), []byte("c"))
+	fill(t, at("a-b"), []byte("sorts between a and a/b for the careless"))
+	must(t, os.Mkdir(at("void"), 0o700))
+
+	f, err := os.Create(at("sparse"))
+	must(t, err)
+	_, err = f.WriteAt([]byte("in the middle"), 1<<20)
+	must(t, err)
+	_, err = f.WriteAt([]byte("at the end"), 64<<20-10)
+	must(t, err)
+	must(t, f.Close())
+	must(t, os.WriteFile(at("hole"), nil, 0o600))
+	must(t, os.Truncate(at("hole"), 1<<30))
+
+	must(t, os.Symlink("../\xff/nowhere", at("symlink")))
+	must(t, os.Symlink(strings.Repeat("x/", 2000)+"y", at("long symlink")))
+	must(t, unix.Mkfifo(at("fifo"), 0o622))
+	must(t, unix.Mknod(at("chr"), unix.S_IFCHR|0o640, int(unix.Mkdev(10, 300))))
+	must(t, unix.Mknod(at("blk"), unix.S_IFBLK|0o600, int(unix.Mkdev(259, 70000))))
+	must(t, unix.Mknod(at("socket"), unix.S_IFSOCK|0o755, 0))
+
+	must(t, os.Link(at("plain"), at("z hard link")))
+	must(t, os.Link(at("plain"), at("a/hard link")))
+	must(t, unix.Linkat(unix.AT_FDCWD, at("symlink"), unix.AT_FDCWD, at("symlink link"), 0))
+	must(t, os.Link(at("chr"), at("chr link")))
+	must(t, os.Link(at("fifo"), at("fifo link")))
+
+	must(t, os.Chown(at("plain"), 1234, 4_000_000_000))
+	must(t, os.Lchown(at("symlink"), 7, 8))
+	must(t, unix.Chmod(at("a-b"), 0o6755))
+	must(t, unix.Chmod(at("void"), 0o1777))
+	must(t, unix.Chmod(at("empty"), 0))
+	output(t, "setcap", "cap_net_raw+ep", at("large"))
+	output(t, "setfacl", "-m", "u:99:rw,g:98:x", at("plain"))
+	output(t, "setfacl", "-d", "-m", "u:97:r", at("void"))
+	output(t, "setfattr", "-n", "user.binary", "-v", "0x00ff00", at("plain"))
+	output(t, "setfattr", "-n", "user.empty", at("plain"))
+	output(t, "setfattr", "-n", "user.big", "-v", strings.Repeat("b", 2000), at("a-b"))
+	output(t, "setfattr", "-h", "-n", "trusted.symlink", "-v", "s", at("symlink"))
+	output(t, "setfattr", "-h", "-n", "security.fifo", "-v", "f", at("fifo"))
+	output(t, "setfattr", "-n", "trusted.dir", "-v", "d", at("a"))
+
+	times := func(name string, sec int64, nsec int64) {
+		ts := []unix.Timespec{{Sec: sec, Nsec: nsec}, {Sec: sec, Nsec: nsec}}
+		must(t, unix.UtimesNanoAt(unix.AT_FDCWD, at(name), ts, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	times("plain", -1, 250_000_000)
+	times("symlink", -315_619_200, 1)
+	times("fifo", 4_000_000_000, 999_999_999)
+	times("void", 0, 0)
+	return root
+}
+
+// deepTree makes a directory deeper than any path may be long, one step at a
+// time.
+func deepTree(t *testing.T, root string, levels int) {
+	t.Helper()
+	fd, err := unix.Open(root, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	for i := range levels {
+		name := fmt.Sprintf("level-%d-%s", i, strings.Repeat("d", 100))
+		must(t, unix.Mkdirat(fd, name, 0o755))
+		next, err := unix.Openat(fd, name, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		file, err := unix.Openat(fd, "z", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		must(t, err)
+		_, err = unix.Write(file, []byte(name))
+		must(t, err)
+		must(t, unix.Close(file))
+		must(t, unix.Close(fd))
+		fd = next
+	}
+	must(t, unix.Close(fd))
+}
+
+// found is what find(1) says of one name.
+type found struct {
+	kind                 string
+	mode, uid, gid, size string
+	time                 string
+	target               string
+	inode                string
+}
+
+// findAll asks find(1) about everything in a tree.
+func findAll(t *testing.T, root string) map[string]found {
+	t.Helper()
+	out := output(t, "find", root, "-printf", `%P\0%y\0%m\0%U\0%G\0%s\0%T@\0%l\0%i\0`)
+	fields := strings.Split(strings.TrimSuffix(out, "\x00"), "\x00")
+	all := make(map[string]found)
+	for f := range slices.Chunk(fields, 9) {
+		path := f[0]
+		if path == "" {
+			path = "."
+		}
+		all[path] = found{f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8]}
+	}
+	return all
+}
+
+// compareToFind holds the entries against what find(1) says.
+func compareToFind(t *testing.T, root string, entries []Entry) {
+	t.Helper()
+	want := findAll(t, root)
+	byInode := make(map[string]string)
+	letters := map[Kind]string{Regular: "f", Directory: "d", Symlink: "l", CharDevice: "c", BlockDevice: "b", FIFO: "p", Socket: "s"}
+	for _, e := range entries {
+		w, ok := want[e.Path]
+		if !ok {
+			t.Errorf("find does not know %q", e.Path)
+			continue
+		}
+		delete(want, e.Path)
+		if e.Kind == HardLink {
+			if byInode[w.inode] != e.Target {
+				t.Errorf("%q is said to be a hard link to %q, find says to %q", e.Path, e.Target, byInode[w.inode])
+			}
+			continue
+		}
+		if first, again := byInode[w.inode]; again {
+			t.Errorf("%q is a hard link to %q, and said to be a %v", e.Path, first, e.Kind)
+		}
+		byInode[w.inode] = e.Path
+		got := found{
+			kind: letters[e.Kind], mode: strconv.FormatUint(uint64(e.Mode), 8), uid: fmt.Sprint(e.UID), gid: fmt.Sprint(e.GID),
+			size: w.size, time: fmt.Sprintf("%d.%09d0", e.MTime.Sec, e.MTime.Nsec), target: e.Target, inode: w.inode,
+		}
+		if e.Kind == Regular {
+			got.size = fmt.Sprint(e.Size)
+		}
+		if got != w {
+			t.Errorf("%q:\n got %+v\nwant %+v", e.Path, got, w)
+		}
+	}
+	for path := range want {
+		t.Errorf("%q is in the tree and not in the entries", path)
+	}
+}
+
+// compareToGetfattr holds extended attributes against what getfattr(1) says.
+func compareToGetfattr(t *testing.T, root string, entries []Entry) {
+	t.Helper()
+	for _, e := range entries {
+		path := filepath.Join(root, e.Path)
+		if len(path) > 4000 || e.Kind == HardLink {
+			continue
+		}
+		out := output(t, "getfattr", "-h", "-d", "-m", "-", "-e", "hex", "--absolute-names", path)
+		want := make(map[string]string)
+		for line := range strings.Lines(out) {
+			if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(line, "#") {
+				want[name] = value
+			} else if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+				want[line] = "0x"
+			}
+		}
+		got := make(map[string]string)
+		for _, x := range e.Xattrs {
+			got[x.Name] = fmt.Sprintf("0x%x", x.Value)
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("extended attributes of %q: %v, want %v", e.Path, got, want)
+		}
+	}
+}
+
+// compareToFiles holds contents against the files, and holes against the
+// blocks that the file system gave them.
+func compareToFiles(t *testing.T, root string, c *collected) {
+	t.Helper()
+	for i := range c.entries {
+		e := &c.entries[i]
+		path := filepath.Join(root, e.Path)
+		if e.Kind != Regular || len(path) > 4000 {
+			continue
+		}
+		var data int64
+		for _, x := range e.Data() {
+			data += x.Length
+		}
+		blocks, err := strconv.ParseInt(strings.TrimSpace(output(t, "stat", "-c", "%b", path)), 10, 64)
+		must(t, err)
+		if data > blocks*512 {
+			t.Errorf("%q has %d bytes of data, and %d on disk", e.Path, data, blocks*512)
+		}
+		if e.Size >= 1<<30 {
+			if data != 0 {
+				t.Errorf("%q has %d bytes of data", e.Path, data)
+			}
+			continue
+		}
+		want, err := os.ReadFile(path)
+		must(t, err)
+		if !bytes.Equal(c.content(t, e), want) {
+			t.Errorf("%q has other content", e.Path)
+		}
+	}
+}
+
+func TestScanNastyTree(t *testing.T) {
+	needRoot(t)
+	root := nastyTree(t)
+	c := scanDir(t, NewLocalTree(root), ScanRequest{})
+	compareToFind(t, root, c.entries)
+	compareToGetfattr(t, root, c.entries)
+	compareToFiles(t, root, c)
+	if e := c.entry(t, "chr"); e.Major != 10 || e.Minor != 300 {
+		t.Errorf("chr: %d, %d", e.Major, e.Minor)
+	}
+	if e := c.entry(t, "blk"); e.Major != 259 || e.Minor != 70000 {
+		t.Errorf("blk: %d, %d", e.Major, e.Minor)
+	}
+	if e := c.entry(t, "sparse"); len(e.Extents) != 2 {
+		t.Errorf("sparse has extents %v", e.Extents)
+	}
+	if e := c.entry(t, "hole"); e.Extents == nil || len(e.Extents) > 0 {
+		t.Errorf("hole has extents %v", e.Extents)
+	}
+	if len(c.notes) > 0 {
+		t.Errorf("notes: %v", c.notes)
+	}
+}
+
+func TestScanDeepTree(t *testing.T) {
+	root := t.TempDir()
+	deepTree(t, root, 60) // 6.5 KiB of path
+	chain := filepath.Join(root, "chain")
+	must(t, os.Mkdir(chain, 0o755))
+	for range 400 {
+		chain += "/c"
+		must(t, os.Mkdir(chain, 0o755))
+		fill(t, chain+"/d", []byte("behind"))
+	}
+	c := scanDir(t, NewLocalTree(root), ScanRequest{})
+	compareToFind(t, root, c.entries)
+	longest := slices.MaxFunc(c.entries, func(a, b Entry) int { return len(a.Path) - len(b.Path) })
+	if len(longest.Path) < unix.PathMax {
+		t.Errorf("the longest path has %d bytes", len(longest.Path))
+	}
+	for i := range c.entries {
+		if e := &c.entries[i]; e.Kind == Regular {
+			c.content(t, e)
+		}
+	}
+}
+
+func TestScanKnownFiles(t *testing.T) {
+	root := t.TempDir()
+	for i := range 600 {
+		fill(t, fmt.Sprintf("%s/%03d", root, i), noise(100, byte(i)))
+	}
+	tree := NewLocalTree(root)
+	first := scanDir(t, tree, ScanRequest{})
+	known := make(map[string]Stamp)
+	content := make(map[string]*Content)
+	for i, s := range first.stamps {
+		if s.Path != "" {
+			known[s.Path] = s
+			content[s.Path] = &Content{Extents: first.entries[i].Extents, Chunks: first.entries[i].Chunks}
+		}
+	}
+	if len(known) != 600 {
+		t.Errorf("%d stamps", len(known))
+	}
+	second := &collected{chunks: first.chunks, cached: func(s Stamp) *Content {
+		if known[s.Path] != s {
+			return nil
+		}
+		return content[s.Path]
+	}}
+	fill(t, root+"/300", noise(200, 7))
+	rescan(t, tree, ScanRequest{}, second)
+	if second.total.BytesRead != 200 || second.blocks != 1 {
+		t.Errorf("read %d bytes, sent %d blocks", second.total.BytesRead, second.blocks)
+	}
+	compareToFiles(t, root, second)
+	compareToFind(t, root, second.entries)
+}
+
+// TestScanLateChanges: what changed just now may change again within the same
+// tick of the clock, so it has no stamp.
+func TestScanLateChanges(t *testing.T) {
+	root := t.TempDir()
+	fill(t, root+"/new", []byte("new"))
+	fill(t, root+"/touched", []byte("old by its mtime, new by its ctime"))
+	old := time.Now().Add(-time.Hour)
+	must(t, os.Chtimes(root+"/touched", old, old))
+	c := &collected{chunks: make(map[store.Ref][]byte)}
+	must(t, scanTree(t.Context(), NewLocalTree(root), ScanRequest{}, c, time.Now))
+	for i, s := range c.stamps {
+		if s != (Stamp{}) {
+			t.Errorf("%q has the stamp %+v", c.entries[i].Path, s)
+		}
+	}
+	// vfat tells even seconds only.
+	s := &scan{start: time.Unix(1000, 500)}
+	for _, x := range []struct {
+		t    Time
+		want bool
+	}{{Time{1000, 0}, true}, {Time{999, 0}, true}, {Time{998, 0}, false}, {Time{999, 990_000_000}, true}, {Time{999, 900_000_000}, false}, {Time{2000, 1}, true}} {
+		if s.late(x.t) != x.want {
+			t.Errorf("late(%v) is %v", x.t, !x.want)
+		}
+	}
+}
+
+func TestScanExcludes(t *testing.T) {
+	root := t.TempDir()
+	for _, p := range []string{"proc/1/stat", "tmp/x", "var/tmp/y", "run/z", "dev/null", "sys/a", "var/lib/doppel/keys/head.key", "etc/doppel/node/node.key",
+		"var/log/a.log", "var/log/b.txt", "home/u/.cache/x", "home/v/.cache/y", "opt/proc/kept", "var/cache/*/x", "var/cache/other/x"} {
+		fill(t, filepath.Join(root, p), []byte(p))
+	}
+	c := scanDir(t, NewLocalTree(root), ScanRequest{Exclude: []string{"home/*/.cache", "**/*.log", `/var/cache/\*`}})
+	var got []string
+	for _, e := range c.entries {
+		if e.Kind == Regular {
+			got = append(got, e.Path)
+		}
+		if e.Opaque && e.MTime != (Time{}) {
+			t.Errorf("%q tells when what is not in the image changed", e.Path)
+		}
+	}
+	if want := []string{"opt/proc/kept", "var/cache/other/x", "var/log/b.txt"}; !slices.Equal(got, want) {
+		t.Errorf("files: %q, want %q", got, want)
+	}
+	for _, p := range []string{"proc", "tmp", "var/tmp", "run", "dev", "sys", "var/lib/doppel", "etc/doppel", "home/u/.cache", "home/v/.cache", "var/cache/*"} {
+		if e := c.entry(t, p); !e.Opaque {
+			t.Errorf("%q does not say that its contents are left out", p)
+		}
+	}
+	for _, bad := range []string{"", "a/../b", "["} {
+		sink := &collected{}
+		if err := ScanTree(t.Context(), NewLocalTree(root), ScanRequest{Exclude: []string{bad}}, sink); err == nil {
+			t.Errorf("%q is taken for a pattern", bad)
+		}
+	}
+}
+
+func TestScanSecrets(t *testing.T) {
+	root := t.TempDir()
+	key := "-----BEGIN OPENSSH PRIVATE KEY-----\n" + base64Lines
+	fill(t, root+"/etc/ssh/ssh_host_rsa_key", []byte("host key"))
+	fill(t, root+"/etc/munge/munge.key", []byte("munge"))
+	fill(t, root+"/opt/app/server.pem", []byte(key))
+	fill(t, root+"/opt/app/big.pem", append([]byte(key), noise(2<<20, 20)...))
+	fill(t, root+"/opt/app/public.pem", []byte("-----BEGIN PUBLIC KEY-----\n"+base64Lines))
+	must(t, os.Link(root+"/opt/app/server.pem", root+"/opt/link.pem"))
+	c := scanDir(t, NewLocalTree(root), ScanRequest{})
+	for path, want := range map[string]Class{
+		"etc/ssh/ssh_host_rsa_key": ClassNode, "etc/munge/munge.key": ClassCluster, "opt/app/server.pem": ClassHead,
+		"opt/app/big.pem": ClassHead, "opt/app/public.pem": ClassNone, "opt/link.pem": ClassHead,
+	} {
+		if e := c.entry(t, path); e.Class != want {
+			t.Errorf("%q is of class %v, want %v", path, e.Class, want)
+		}
+	}
+	for ref, b := range c.chunks {
+		if ref.Audience == store.Cluster && (bytes.Contains(b, []byte("PRIVATE")) || string(b) == "host key") {
+			t.Errorf("sealed for everyone: %.40q", b)
+		}
+	}
+	var noted []string
+	for _, n := range c.notes {
+		if n.Kind == NoteSecret {
+			noted = append(noted, n.Path)
+		}
+	}
+	if want := []string{"opt/app/big.pem", "opt/app/server.pem"}; !slices.Equal(noted, want) {
+		t.Errorf("noted: %q, want %q", noted, want)
+	}
+}
+
+func TestScanCancelled(t *testing.T) {
+	root := t.TempDir()
+	for i := range 50 {
+		fill(t, fmt.Sprintf("%s/%d/file", root, i), noise(1<<20, byte(i)))
+	}
+	why := fmt.Errorf("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c := &cancelling{collected{chunks: make(map[store.Ref][]byte)}, func() { cancel(why) }}
+	if err := ScanTree(ctx, NewLocalTree(root), ScanRequest{}, c); err != why {
+		t.Errorf("a scan called off: %v", err)
+	}
+	if n := openFDs(t, root); n > 0 {
+		t.Errorf("%d files of the tree are still open", n)
+	}
+}
+
+// cancelling calls off the scan with its first block.
+type cancelling struct {
+	collected
+	cancel func()
+}
+
+func (c *cancelling) Block(ctx context.Context, b store.Block) error {
+	c.cancel()
+	return context.Cause(ctx)
+}
+
+// openFDs tells how many of our descriptors lead below a directory.
+func openFDs(t *testing.T, below string) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	n := 0
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, below) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestScanLetsGo: no descriptor outlives a scan.
+func TestScanLetsGo(t *testing.T) {
+	root := t.TempDir()
+	for i := range 300 {
+		fill(t, fmt.Sprintf("%s/%d/%d/file", root, i%10, i), []byte("x"))
+	}
+	scanDir(t, NewLocalTree(root), ScanRequest{})
+	if n := openFDs(t, root); n > 0 {
+		t.Errorf("%d files of the tree are still open", n)
+	}
+}
