@@ -17,6 +17,7 @@ type reading struct {
 	content Content
 	data    []byte // the chunks' bytes, when they were kept
 	short   bool   // the file ended before its size
+	after   int64  // its size when it had been read
 }
 
 // reader reads files, one at a time.
@@ -117,6 +118,7 @@ func (s *scan) readOnce(ctx context.Context, it *item, r *reader, limit int64, t
 	if err != nil {
 		return nil, false, err
 	}
+	got.after = after.Size
 	steady = !got.short && (got.node.same(&after) || after.Size > got.node.Size)
 	return got, steady, nil
 }
@@ -147,10 +149,11 @@ func (s *scan) readContent(ctx context.Context, f File, known bool, got *reading
 	}
 }
 
-// cutShort makes the reading of a file that ended too early one of a file that
-// ends where the data did.
+// cutShort makes the reading of a file that was cut off meanwhile one of a
+// file that ends where the data did: neither missing bytes nor, where the look
+// for holes came too late, a hole that never was.
 func (g *reading) cutShort() {
-	if !g.short {
+	if !g.short && (g.content.Extents == nil || g.after >= g.node.Size) {
 		return
 	}
 	var have int64
@@ -159,7 +162,7 @@ func (g *reading) cutShort() {
 	}
 	e := Entry{Size: g.node.Size, Extents: g.content.Extents}
 	kept := []Extent{}
-	g.node.Size = 0
+	var end int64
 	for _, x := range e.Data() {
 		if have == 0 {
 			break
@@ -167,9 +170,12 @@ func (g *reading) cutShort() {
 		x.Length = min(x.Length, have)
 		have -= x.Length
 		kept = append(kept, x)
-		g.node.Size = x.Offset + x.Length
+		end = x.Offset + x.Length
 	}
-	g.content.Extents = kept
+	if !g.short {
+		end = max(end, g.after)
+	}
+	g.node.Size, g.content.Extents = end, kept
 }
 
 // extentReader is the data of a file, one extent after the other.
