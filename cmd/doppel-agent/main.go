@@ -39,14 +39,17 @@ func main() {
 	}
 }
 
-// run chooses the command. The kernel starts an initramfs's /init without
-// arguments, as process 1.
+// run chooses the command. As process 1 it is the installer whatever its
+// arguments are: the kernel gives /init those words of its command line that it
+// does not know, and a UEFI loader begins that line with the kernel's own name.
 func run(ctx context.Context, args []string) error {
 	name, rest := "", []string(nil)
 	switch {
+	case os.Getpid() == 1:
+		name = "install"
 	case len(args) > 1:
 		name, rest = args[1], args[2:]
-	case os.Getpid() == 1 || len(args) == 1 && filepath.Base(args[0]) == "init":
+	case len(args) == 1 && filepath.Base(args[0]) == "init":
 		name = "install"
 	}
 	for _, c := range commands {
