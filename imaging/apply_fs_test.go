@@ -37,6 +37,15 @@ func mountAt(tb testing.TB, dir string, args ...string) {
 	tb.Cleanup(func() { run(tb, "umount", dir) })
 }
 
+// memory is a directory whose files are only in memory, where it is not the
+// disk that a test is about.
+func memory(tb testing.TB) string {
+	tb.Helper()
+	dir := tb.TempDir()
+	mountAt(tb, dir, "-t", "tmpfs", "tmpfs")
+	return dir
+}
+
 // image makes a file system in a file and mounts it.
 func image(tb testing.TB, kind, size string) (dir, file string) {
 	tb.Helper()

@@ -46,6 +46,10 @@ func modeDiffers(e *Entry, o *object) bool {
 func diffXattrs(want, have []Xattr) (set []Xattr, remove []string) {
 	for len(want) > 0 || len(have) > 0 {
 		switch {
+		case len(want) > 0 && isShadow(want[0].Name):
+			want = want[1:]
+		case len(have) > 0 && isShadow(have[0].Name):
+			have = have[1:]
 		case len(have) == 0 || len(want) > 0 && want[0].Name < have[0].Name:
 			set = append(set, want[0])
 			want = want[1:]
@@ -62,6 +66,13 @@ func diffXattrs(want, have []Xattr) (set []Xattr, remove []string) {
 		}
 	}
 	return set, remove
+}
+
+// isShadow tells of attributes that are others in disguise: XFS shows root the
+// ACLs a second time in the form that they have on the disk. Setting these
+// elsewhere would mean nothing, and removing them would remove the ACLs.
+func isShadow(name string) bool {
+	return name == "trusted.SGI_ACL_FILE" || name == "trusted.SGI_ACL_DEFAULT"
 }
 
 // ownedByKernel tells of attributes that a kernel with SELinux, IMA or EVM
