@@ -140,7 +140,7 @@ func (d *draft) fromHead(l *imaging.Layout, need int64, fw Firmware) {
 				d.drop(p)
 				continue
 			}
-			w.FS = &imaging.FileSystem{Type: "vfat"}
+			w.FS = &imaging.FileSystem{Type: "vfat", Features: []string{"fat32"}}
 		case w.Type == typeBIOSBoot:
 		default:
 			d.drop(p)
@@ -206,7 +206,7 @@ func (d *draft) addBoot(fw Firmware) {
 	why := "has no BIOS boot partition, which GRUB needs on a GPT when the firmware is BIOS"
 	if fw == UEFI {
 		boot.Partition = Partition{Type: typeESP, Name: "esp", Size: espSize,
-			FS: &imaging.FileSystem{Type: "vfat", Mount: "/boot/efi", Options: "umask=0077"}}
+			FS: &imaging.FileSystem{Type: "vfat", Features: []string{"fat32"}, Mount: "/boot/efi", Options: "umask=0077"}}
 		why = "has no EFI system partition, which UEFI firmware needs"
 	}
 	numbers := make(map[int]bool)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -85,7 +86,10 @@ func (r *Recorder) Mount(_ context.Context, mt Mount) error {
 	if mt.Options != "" {
 		line += " with " + mt.Options
 	}
-	return r.step("%s", line)
+	if err := r.step("%s", line); err != nil {
+		return err
+	}
+	return os.MkdirAll(mt.Dir, 0o755)
 }
 
 func (r *Recorder) Unmount(_ context.Context, dir string) error { return r.step("unmount %s", dir) }
