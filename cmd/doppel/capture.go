@@ -165,8 +165,12 @@ func openSource(ctx context.Context, o captureFlags, host string) (imaging.Sourc
 	if o.key != "" {
 		keys = []string{o.key}
 	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, nil, "", err
+	}
 	conn, err := remote.Dial(ctx, target, remote.Options{
-		Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompter(), Log: newLog(os.Stderr),
+		Home: home, Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompter(), Log: newLog(os.Stderr),
 	})
 	if err != nil {
 		return nil, nil, "", err
