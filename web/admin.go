@@ -52,6 +52,7 @@ func (a *Admin) Handler() http.Handler {
 	mux.Handle("POST "+pathDeploy, a.handle(a.deploy))
 	mux.Handle("POST "+pathDisarm, a.handle(a.disarm))
 	mux.Handle("GET "+pathEvents, a.handle(a.events))
+	mux.Handle("/", nothing(a.Log))
 	return mux
 }
 

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,7 +50,10 @@ func NewClient(path string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &Client{socket: path, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &Client{socket: path, http: &http.Client{
+		Transport:     &http.Transport{DialContext: dial},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
 }
 
 // Close gives up idle connections.
@@ -153,10 +157,18 @@ func (c *Client) Nodes(ctx context.Context, expressions ...string) ([]cluster.No
 
 // Node shows one node.
 func (c *Client) Node(ctx context.Context, name string) (cluster.Node, error) {
-	if name == "" {
-		return cluster.Node{}, &Error{Status: http.StatusBadRequest, What: "no node was named"}
+	path, err := nodePath(name)
+	if err != nil {
+		return cluster.Node{}, err
 	}
-	return call[cluster.Node](ctx, c, http.MethodGet, pathNodes+"/"+name, nil, nil)
+	return call[cluster.Node](ctx, c, http.MethodGet, path, nil, nil)
+}
+
+func nodePath(name string) (string, error) {
+	if strings.Trim(name, ".") == "" || strings.Contains(name, "/") {
+		return "", &Error{Status: http.StatusBadRequest, What: fmt.Sprintf("%.80q is not a node's name", name), Hint: "see doppel node ls"}
+	}
+	return pathNodes + "/" + name, nil
 }
 
 // WatchNodes gives the nodes of the expressions to fn, now and whenever one of
@@ -172,7 +184,11 @@ func (c *Client) AddNodes(ctx context.Context, req AddNodes) ([]cluster.Node, er
 
 // SetNode alters what describes a node.
 func (c *Client) SetNode(ctx context.Context, req cluster.SetNode) (cluster.Node, error) {
-	return call[cluster.Node](ctx, c, http.MethodPatch, pathNodes+"/"+req.Name, nil, req)
+	path, err := nodePath(req.Name)
+	if err != nil {
+		return cluster.Node{}, err
+	}
+	return call[cluster.Node](ctx, c, http.MethodPatch, path, nil, req)
 }
 
 // RemoveNodes removes nodes and gives them as they were.

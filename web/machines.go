@@ -65,6 +65,7 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/report", m.handle(m.report))
 	mux.Handle("POST /v1/certificate", m.handle(m.certificate))
 	mux.Handle("POST /v1/up", m.handle(m.up))
+	mux.Handle("/", nothing(m.Log))
 	return mux
 }
 

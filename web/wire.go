@@ -107,3 +107,11 @@ func answer(w http.ResponseWriter, status int, v any, log *slog.Logger) {
 		log.Debug("writing an answer", "error", err)
 	}
 }
+
+// nothing answers what no other pattern of a mux matches.
+func nothing(log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p := problemf(http.StatusNotFound, "", "nothing answers %s %.200s here", r.Method, r.URL.Path)
+		answer(w, p.status, p, log)
+	})
+}
