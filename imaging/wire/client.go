@@ -130,6 +130,11 @@ func (c *Client) next() (kind, []byte, error) {
 
 func isEOF(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
+func isCut(err error) bool {
+	var c *CutError
+	return errors.As(err, &c)
+}
+
 // asCut says of a stream's error that the stream ended.
 func asCut(err error) error {
 	var p *ProtocolError
@@ -243,24 +248,37 @@ type thing struct {
 func (s *scan) run(ctx context.Context) error {
 	s.entries.cached = s.takeKnown
 	g, ctx := errgroup.WithContext(ctx)
-	// A failure of one must end the Read of another.
+	var ended error
+	g.Go(func() error {
+		// What had come before the stream ended, or before the agent gave up,
+		// is still taken: it is not to be sent again next time.
+		ended = s.read(ctx)
+		close(s.cached)
+		close(s.missing)
+		close(s.things)
+		var lied *ProtocolError
+		if errors.As(ended, &lied) {
+			return ended
+		}
+		return nil
+	})
+	// A failure of one of these must end the Read of the reader.
 	worker := func(work func() error) {
 		g.Go(func() error {
 			err := work()
 			if err != nil {
-				var remote *RemoteError
-				if !errors.As(err, &remote) {
-					defer s.client.cut()
-				}
+				s.client.cut()
 			}
 			return err
 		})
 	}
-	worker(func() error { return s.read(ctx) })
 	worker(func() error { return drain(ctx, s.cached, s.answerCached) })
 	worker(func() error { return drain(ctx, s.missing, s.answerMissing) })
 	worker(func() error { return drain(ctx, s.things, s.give) })
-	return g.Wait()
+	if err := g.Wait(); err != nil && (ended == nil || !isCut(err)) {
+		return err
+	}
+	return ended
 }
 
 // drain hands what comes through ch to fn until ch closes.
@@ -309,9 +327,6 @@ func (s *scan) read(ctx context.Context) error {
 				s.sink.Progress(totals)
 			}
 		case kindDone:
-			close(s.cached)
-			close(s.missing)
-			close(s.things)
 			return nil
 		case kindError:
 			return decodeError(p)
