@@ -279,6 +279,29 @@ func TestCommitCancelled(t *testing.T) {
 	}
 }
 
+// The last fsync of a transaction may fail when all is on disk already. What
+// is on disk then is the truth, for the writer and for readers.
+func TestRecover(t *testing.T) {
+	c := fresh(t)
+	commit(t, c, add("node001", 11))
+	at := c.options.now()
+	if err := c.work.carryOut(&request{changes: []Change{add("node002", 12), Assign{MAC: mac(2), Node: "node002"}}}, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.persist(c.work); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.recover(); err != nil {
+		t.Fatal(err)
+	}
+	if n := node(t, c, "node002"); n.State != Assigned {
+		t.Errorf("node002 is %s", n.State)
+	}
+	checkIndexes(t, c)
+	commit(t, c, add("node003", 13))
+	sameState(t, c.Snapshot(), replay(t, c, testOptions()).Snapshot())
+}
+
 func TestReadsAreCopies(t *testing.T) {
 	c := fresh(t)
 	everything(t, c)

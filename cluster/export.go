@@ -13,9 +13,14 @@ type Inventory struct {
 
 const inventoryFormat = 1
 
-// Export writes out the inventory.
+// Export writes out the inventory. Installs stay behind: they are of this
+// moment, and the nonce of one's boot is nobody else's business.
 func (c *Cluster) Export() Inventory {
-	return Inventory{Format: inventoryFormat, Nodes: c.Nodes()}
+	nodes := c.Nodes()
+	for i := range nodes {
+		nodes[i].Install, nodes[i].Reason = nil, ""
+	}
+	return Inventory{Format: inventoryFormat, Nodes: nodes}
 }
 
 // ParseInventory reads an exported inventory. What it gives is for AddNodes,

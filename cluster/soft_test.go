@@ -236,3 +236,20 @@ func BenchmarkNodeByMAC(b *testing.B) {
 		}
 	}
 }
+
+// Callers that commit at once share an fsync.
+func BenchmarkCommit(b *testing.B) {
+	c, err := Open(filepath.Join(b.TempDir(), "cluster.db"), Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	b.SetParallelism(32)
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := c.Commit(context.Background(), Note{What: "note", Text: "text"}); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}

@@ -134,14 +134,20 @@ func (a *Admin) node(w http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (a *Admin) show(name string) (any, error) {
+	n, err := a.one(name)
+	return &n, err
+}
+
+// one finds the one node that an expression names.
+func (a *Admin) one(name string) (cluster.Node, error) {
 	nodes, err := cluster.Select(a.Cluster.Nodes(), name)
 	if err != nil {
-		return nil, err
+		return cluster.Node{}, err
 	}
 	if len(nodes) != 1 {
-		return nil, problemf(http.StatusBadRequest, "name one node", "%.80q names %d nodes", name, len(nodes))
+		return cluster.Node{}, problemf(http.StatusBadRequest, "name one node", "%.80q names %d nodes", name, len(nodes))
 	}
-	return &nodes[0], nil
+	return nodes[0], nil
 }
 
 func (a *Admin) addNodes(w http.ResponseWriter, r *http.Request) (any, error) {

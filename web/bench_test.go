@@ -221,7 +221,7 @@ func (m *machine) client() *http.Client {
 		config.Certificates = []tls.Certificate{{Certificate: [][]byte{m.cert}, PrivateKey: m.key}}
 	}
 	dialer := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(m.addr, 0))}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DialContext: dialer.DialContext, DisableKeepAlives: true}}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DialContext: dialer.DialContext, DisableKeepAlives: true, ForceAttemptHTTP2: true}}
 }
 
 // ask posts words, reads the answer into into, and gives the status and the
@@ -306,4 +306,3 @@ func (b *bench) installed(name string, last byte) (boot, own *machine, id string
 	}
 	return boot, own, id
 }
-

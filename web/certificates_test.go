@@ -152,4 +152,3 @@ func TestNodeCertificateEnds(t *testing.T) {
 		t.Errorf("after its node was removed: %d, %s", status, why)
 	}
 }
-

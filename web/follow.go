@@ -42,9 +42,13 @@ func (a *Admin) events(w http.ResponseWriter, r *http.Request) (any, error) {
 		since = v
 	}
 	f := cluster.Filter{Node: r.URL.Query().Get("node"), Kind: r.URL.Query().Get("kind")}
-	if _, ok := a.Cluster.Node(f.Node); f.Node != "" && !ok && len(a.Cluster.Events(0, f)) == 0 {
-		_, err := a.show(f.Node)
-		return nil, err
+	if f.Node != "" && len(a.Cluster.Events(0, cluster.Filter{Node: f.Node})) == 0 {
+		// Not even a node that was removed: say so rather than nothing.
+		n, err := a.one(f.Node)
+		if err != nil {
+			return nil, err
+		}
+		f.Node = n.Name
 	}
 	follow, err := flag(r, "follow")
 	if err != nil {
