@@ -64,7 +64,9 @@ func (t Table) Match(p string) (Rule, bool) {
 func (t Table) Holds(p string) bool {
 	for _, r := range t.rules {
 		parent := path.Dir(strings.TrimSuffix(r.Pattern, "/**"))
-		if matchElements(parent, p) {
+		// lost+found, which may be in any directory, says nothing about it:
+		// mkfs makes it, before the times are set.
+		if path.Base(r.Pattern) != "lost+found" && matchElements(parent, p) {
 			return true
 		}
 	}

@@ -44,7 +44,11 @@ func rewriteFstab(old []byte, plan *Plan) []byte {
 		}
 		if p := mountedPartition(plan, e, done); p != nil {
 			done[p.Number] = true
-			fmt.Fprintln(&out, fstabLine(p.FS, e.Options))
+			options := p.FS.Options
+			if e.Type == p.FS.Type {
+				options = e.Options // those of another type would keep it from being mounted
+			}
+			fmt.Fprintln(&out, fstabLine(p.FS, options))
 			continue
 		}
 		fmt.Fprintln(&out, "# not on this machine: "+line)
