@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"doppel/imaging/store"
@@ -23,6 +24,7 @@ type meddled struct {
 	opened func(name string, try int) // after open and fstat
 	read   func(name string, try int) // after the first read
 	listed func(name string)          // after the names of a directory were listed
+	mu     sync.Mutex
 	tries  map[string]int
 }
 
@@ -62,6 +64,8 @@ func (d *meddledDir) Open(ctx context.Context, name string) (File, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.tree.mu.Lock()
+	defer d.tree.mu.Unlock()
 	d.tree.tries[name]++
 	return &meddledFile{File: f, tree: d.tree, name: name, try: d.tree.tries[name]}, nil
 }
