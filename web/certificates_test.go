@@ -65,8 +65,11 @@ func TestExpiredCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if status, why := m.ask("/v1/orders", hardware(11), nil); status != 200 {
+		t.Errorf("in its time: %d, %s", status, why)
+	}
 	m.cert = der
-	if status, why := m.ask("/v1/orders", hardware(11), nil); status != 0 || !strings.Contains(why, "tls") {
+	if status, why := m.ask("/v1/orders", hardware(11), nil); status != 0 {
 		t.Errorf("got %d, %s; want no connection", status, why)
 	}
 }
