@@ -67,6 +67,7 @@ type demo struct {
 	machine *Machine
 	began   time.Time
 	step    int
+	runs    string // what the node says it runs: head@N
 	facts   []fact
 }
 
@@ -202,7 +203,8 @@ func (d *demo) login(ctx context.Context) error {
 		return fmt.Errorf("reading node show --json: %w", err)
 	}
 	d.is("state", n.State, "Installed")
-	d.is("runs", n.Runs, "head@1")
+	d.fact("runs", n.Runs, strings.HasPrefix(n.Runs, "head@"))
+	d.runs = n.Runs
 	d.is("up from its own disk, GUID", strings.ToUpper(n.UpFrom), strings.ToUpper(n.Install.ID))
 
 	fmt.Fprintf(d.Out, "$ ssh root@%s poweroff\n", demoFirst)
@@ -224,9 +226,9 @@ func (d *demo) login(ctx context.Context) error {
 }
 
 func (d *demo) compare(ctx context.Context) error {
-	fmt.Fprintf(d.Out, "$ doppel image compare head@latest DISK --role compute\n")
+	fmt.Fprintf(d.Out, "$ doppel image compare %s DISK --role compute\n", d.runs)
 	err := OnDisk(ctx, d.machine.Disk, filepath.Join(d.rig.Dir, "mnt"), &indenter{w: d.Out},
-		filepath.Join(d.Bin, "doppel"), "--state", d.rig.State, "image", "compare", "head@1", "@ROOT@", "--role", "compute")
+		filepath.Join(d.Bin, "doppel"), "--state", d.rig.State, "image", "compare", d.runs, "@ROOT@", "--role", "compute")
 	d.fact("disk equals image, identity aside", fmt.Sprint(err == nil), err == nil)
 	return nil
 }
