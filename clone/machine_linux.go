@@ -114,15 +114,31 @@ func (l *Linux) Mount(_ context.Context, mt Mount) error {
 	return nil
 }
 
-func (l *Linux) Unmount(_ context.Context, dir string) error {
-	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-		return nil // is no mount point: done already
+// busyPatience is how long a file system that is in use is waited for. The
+// kernel tells nobody when the last user of one goes, and a process that has
+// ended can keep its files for a moment longer, when another reads about it in
+// /proc.
+const busyPatience = 5 * time.Second
+
+func (l *Linux) Unmount(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, busyPatience)
+	defer cancel()
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == nil, errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return nil // or is no mount point: done already
+		case !errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
-	return nil
 }
 
 func (l *Linux) Sync(context.Context) error {
