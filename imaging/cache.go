@@ -87,6 +87,7 @@ type cacheReader struct {
 	f    *os.File
 	r    *bufio.Reader
 	last *record // the one that was read last; nil at the end
+	size int64   // of all records
 	buf  []byte
 }
 
@@ -144,6 +145,7 @@ func (c *cacheReader) begin() (ok bool, err error) {
 		return false, nil
 	}
 	c.r = bufio.NewReaderSize(io.NewSectionReader(c.f, start, body-start), 1<<20)
+	c.size = body - start
 	return true, c.next()
 }
 
@@ -155,7 +157,7 @@ func (c *cacheReader) next() error {
 	}
 	c.last = nil
 	n, err := binary.ReadUvarint(c.r)
-	if err != nil || n > maxRecord {
+	if err != nil || n > maxRecord || n > uint64(c.size) {
 		return errCacheDamaged
 	}
 	if n == 0 {

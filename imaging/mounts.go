@@ -16,6 +16,7 @@ type Mounts struct {
 	root     string // of the tree, absolute
 	list     []mount
 	children map[int][]int // mount id → indices into list
+	ids      map[int]bool  // all mount ids
 	base     int           // the mount that the tree's root is in
 }
 
@@ -41,7 +42,7 @@ func ReadMounts(r io.Reader, root string) (*Mounts, error) {
 	if !path.IsAbs(root) || path.Clean(root) != root {
 		return nil, fmt.Errorf("read mounts: %q is no clean absolute path", root)
 	}
-	m := &Mounts{root: root, children: make(map[int][]int)}
+	m := &Mounts{root: root, children: make(map[int][]int), ids: make(map[int]bool)}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20) // overlay's options name every layer
 	for lines.Scan() {
@@ -77,6 +78,7 @@ func (m *Mounts) add(line string) error {
 	if parent != id {
 		m.children[parent] = append(m.children[parent], len(m.list))
 	}
+	m.ids[id] = true
 	m.list = append(m.list, e)
 	return nil
 }
@@ -97,13 +99,9 @@ func within(dir, p string) (rest string, ok bool) {
 // the kernel does: from the root down, at every directory into what is mounted
 // there last. -1: none, the table says nothing of it.
 func (m *Mounts) at(p string) int {
-	ids := make(map[int]bool, len(m.list))
-	for _, e := range m.list {
-		ids[e.id] = true
-	}
 	cur := -1
 	for i, e := range m.list {
-		if _, ok := within(e.dir, p); ok && (!ids[e.parent] || e.parent == e.id) && (cur < 0 || len(e.dir) > len(m.list[cur].dir)) {
+		if _, ok := within(e.dir, p); ok && (!m.ids[e.parent] || e.parent == e.id) && (cur < 0 || len(e.dir) > len(m.list[cur].dir)) {
 			cur = i
 		}
 	}
