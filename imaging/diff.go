@@ -19,7 +19,7 @@ type Change struct {
 	Path    string           `json:"path"`
 	Kind    ChangeKind       `json:"kind"`
 	What    []DifferenceKind `json:"what,omitempty"`     // Changed: in what
-	OldSize int64            `json:"old_size,omitempty"` // of a regular file, before
+	OldSize int64            `json:"old_size,omitempty"` // of a regular file, before; a hard link has none of its own
 	NewSize int64            `json:"new_size,omitempty"` // and after
 }
 
