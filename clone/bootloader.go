@@ -58,23 +58,21 @@ func (in *install) uefi(ctx context.Context) error {
 	if esp == nil || esp.FS == nil || esp.FS.Mount == "" {
 		return errors.New("the plan has no EFI system partition")
 	}
+	tool := in.program("grub-install", "grub2-install")
+	if tool == "" {
+		return errors.New("the image has no grub-install")
+	}
 	target, fallback := efiNames(in.plan.Arch)
-	modules := in.index["usr/lib/grub/"+target+"/modinfo.sh"] != nil
-	loader := "EFI/BOOT/" + fallback
-	if tool := in.program("grub-install", "grub2-install"); tool != "" && modules {
-		base := []string{tool, "--target=" + target, "--efi-directory=" + esp.FS.Mount, "--no-nvram"}
-		id := in.image.Facts.OSRelease["ID"]
-		if id != "" {
-			if err := in.run(ctx, in.target, append(slices.Clone(base), "--bootloader-id="+id)); err != nil {
-				return err
-			}
-		}
-		if err := in.run(ctx, in.target, append(base, "--removable")); err != nil {
+	base := []string{tool, "--target=" + target, "--efi-directory=" + esp.FS.Mount, "--no-nvram"}
+	if id := in.image.Facts.OSRelease["ID"]; id != "" {
+		if err := in.run(ctx, in.target, append(slices.Clone(base), "--bootloader-id="+id)); err != nil {
 			return err
 		}
-	} else if err := in.prebuiltLoader(esp.FS.Mount, fallback); err != nil {
+	}
+	if err := in.run(ctx, in.target, append(base, "--removable")); err != nil {
 		return err
 	}
+	loader := "EFI/BOOT/" + fallback
 	err := in.m.BootEntry(ctx, in.plan, BootEntry{Label: "doppel " + in.plan.Node, Partition: esp.Number, Loader: loader})
 	if err != nil {
 		// The fallback path starts without an entry.
@@ -82,35 +80,6 @@ func (in *install) uefi(ctx context.Context) error {
 		in.report(StageBootloader, "no boot entry was added: "+err.Error(), 0, 0)
 	}
 	return nil
-}
-
-// prebuiltLoader is for images whose packages bring the loader ready-made on
-// the ESP (Red Hat's shim and grub2-efi). It sees that the fallback path is
-// there, with all that its loader looks for beside itself.
-func (in *install) prebuiltLoader(mount, fallback string) error {
-	tree, err := os.OpenRoot(in.target)
-	if err != nil {
-		return err
-	}
-	defer tree.Close()
-	efi := strings.Trim(path.Join(mount, "EFI"), "/")
-	want := path.Join(efi, "BOOT", fallback)
-	if _, err := tree.Stat(want); err == nil {
-		return nil
-	}
-	suffix := strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(fallback, "BOOT"), ".EFI"))
-	for name := range in.index {
-		dir, file := path.Split(name)
-		if !strings.HasPrefix(dir, efi+"/") || !strings.EqualFold(file, "grub"+suffix+".efi") {
-			continue
-		}
-		b, err := tree.ReadFile(name)
-		if err != nil {
-			return fmt.Errorf("read the image's loader: %w", err)
-		}
-		return writeBeneath(tree, want, b, 0o700)
-	}
-	return fmt.Errorf("the image has neither GRUB's EFI modules nor a loader on its ESP")
 }
 
 // program is the path, below the image's root, of the first of the programs
