@@ -25,7 +25,7 @@ const Patience = 30 * time.Minute
 
 // buildPatience is how long iPXE is kept without an answer while its installer
 // is made; after that it is told to come again.
-const buildPatience = 20 * time.Second
+const buildPatience = 45 * time.Second
 
 // Handler serves everything below /boot/ by plain HTTP.
 type Handler struct {
@@ -153,7 +153,11 @@ func (h *Handler) script(ctx context.Context, mac cluster.MAC, arch Arch, since 
 		Client:  Client{Arch: arch, Via: IPXE},
 	})
 	base := scriptURL(h.HTTP, mac)
-	h.log().Info("boot script", "mac", mac, "node", node.Name, "arch", arch, "action", d.Action)
+	level := slog.LevelInfo
+	if d.Action == Await || d.Action == Hold {
+		level = slog.LevelDebug // every few seconds
+	}
+	h.log().Log(ctx, level, "boot script", "mac", mac, "node", node.Name, "arch", arch, "action", d.Action)
 	switch d.Action {
 	case Await:
 		return await(mac, arch, node.Name, fmt.Sprintf("%s&since=%d", base, began.Unix()))

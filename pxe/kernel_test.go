@@ -223,6 +223,9 @@ func TestMain(m *testing.M) {
 
 func agentPath(t *testing.T) string {
 	t.Helper()
+	if path := os.Getenv(inside); path != "" {
+		return path
+	}
 	path, err := agentBinary()
 	if err != nil {
 		t.Fatal(err)

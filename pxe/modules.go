@@ -139,12 +139,12 @@ func parseBuiltin(b []byte) (map[string]bool, error) {
 // iSCSI are not ways to a node's own disk or a boot server.
 func wanted(dir, name string) bool {
 	switch name {
-	case "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng", "xen_netfront", "xen_blkfront",
-		"af_packet", "vmd", "hyperv_keyboard",
+	case "virtio_net", "virtio_blk", "virtio_scsi", "virtio_rng", "xen_netfront", "xen_blkfront", "nvme",
+		"af_packet", "vmd",
 		"ext4", "xfs", "vfat", "fat", "efivarfs", "nls_cp437", "nls_iso8859_1", "nls_ascii", "nls_utf8",
 		"crc32c_generic", "crc32c_intel", "crc32c_arm64", "libcrc32c", "crc32_generic",
-		"sd_mod", "sr_mod", "scsi_mod", "crc_t10dif", "crct10dif_generic":
-		return name != "sr_mod"
+		"sd_mod", "scsi_mod", "crc_t10dif", "crct10dif_generic":
+		return true
 	}
 	under := func(dirs ...string) bool {
 		return slices.ContainsFunc(dirs, func(d string) bool { return dir == d || strings.HasPrefix(dir, d+"/") })
@@ -157,12 +157,12 @@ func wanted(dir, name string) bool {
 	}
 	if dir == "kernel/drivers/scsi" {
 		switch name {
-		case "scsi_debug", "scsi_transport_fc", "scsi_transport_iscsi", "iscsi_tcp", "iscsi_boot_sysfs", "libiscsi", "libiscsi_tcp", "sg", "ses", "st", "ch":
+		case "scsi_debug", "scsi_transport_fc", "scsi_transport_iscsi", "iscsi_tcp", "iscsi_boot_sysfs", "libiscsi", "libiscsi_tcp", "sr_mod", "sg", "ses", "st", "ch":
 			return false
 		}
 	}
 	return under("kernel/drivers/net/ethernet", "kernel/drivers/net/hyperv", "kernel/drivers/net/vmxnet3", "kernel/drivers/net/phy",
-		"kernel/drivers/virtio", "kernel/drivers/nvme/host", "kernel/drivers/ata", "kernel/drivers/scsi",
+		"kernel/drivers/virtio", "kernel/drivers/ata", "kernel/drivers/scsi",
 		"kernel/drivers/message/fusion", "kernel/drivers/hv")
 }
 

@@ -18,7 +18,9 @@ import (
 // sysfs is where the kernel shows its devices; tests give another.
 type sysfs string
 
-func (s sysfs) path(elem ...string) string { return filepath.Join(append([]string{string(s)}, elem...)...) }
+func (s sysfs) path(elem ...string) string {
+	return filepath.Join(append([]string{string(s)}, elem...)...)
+}
 
 // text reads an attribute; one that is not there is empty.
 func (s sysfs) text(elem ...string) string {
