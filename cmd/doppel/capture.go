@@ -6,15 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"doppel/imaging"
-	"doppel/imaging/remote"
 )
 
 // captureFlags are the flags of doppel capture.
@@ -52,13 +48,14 @@ report says.`,
 		Example: `  doppel capture root@head --name head
   doppel capture admin@head:2222 --sudo --name head --exclude 'scratch/*'
   doppel capture local --name head`,
-		Args: exactArgs("HOST"),
+		Args:              exactArgs("HOST"),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runCapture(cmd.Context(), g, o, args[0], cmd.OutOrStdout())
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&o.name, "name", "", "image to add a version to (default: the host's name)")
+	f.StringVar(&o.name, "name", "", "`image` to add a version to (default: the host's name)")
 	f.StringVar(&o.root, "root", "/", "`directory` of the host to capture")
 	f.StringVarP(&o.key, "identity", "i", "", "private key `file`")
 	f.StringVar(&o.knownHosts, "known-hosts", "", "known_hosts `file` (default: as ssh does)")
@@ -75,162 +72,92 @@ report says.`,
 }
 
 func runCapture(ctx context.Context, g *globals, o captureFlags, host string, out io.Writer) error {
-	catalog, err := imaging.OpenCatalog(g.state, imaging.CatalogOptions{Log: newLog(os.Stderr)})
+	if err := o.check(host); err != nil {
+		return err
+	}
+	catalog, err := g.catalog()
 	if err != nil {
 		return err
 	}
-	src, shell, name, err := openSource(ctx, o, host)
+	h, err := reach(ctx, &o, host)
 	if err != nil {
 		return err
 	}
-	defer src.Close()
-	if o.name == "" {
-		o.name = name
+	report, err := captureBetween(ctx, g, o, catalog, h, out)
+	if e := h.close(); e != nil {
+		newLog(os.Stderr).Warn("leaving the host", "error", e)
 	}
-	report, err := captureBetween(ctx, g, o, catalog, src, shell, host, out)
-	if err != nil {
+	if report == nil {
 		return err
 	}
 	if g.json {
-		if err := printEvent(out, "summary", report); err != nil {
-			return err
-		}
+		err = errors.Join(err, printEvent(out, "summary", report))
 	} else {
 		printCapture(out, report)
 	}
-	if report.Partial() {
+	switch {
+	case err != nil: // the version is there all the same
+		return &partlyError{err}
+	case report.Partial():
 		return codeError(exitPartial)
 	}
 	return nil
 }
 
-// captureBetween runs the capture between its hooks.
-func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *imaging.Catalog, src imaging.Source, shell func(context.Context, string) error, host string, out io.Writer) (report *imaging.CaptureReport, err error) {
+// check refuses flags that cannot mean anything together.
+func (o *captureFlags) check(host string) error {
+	if host == local {
+		for flag, given := range map[string]bool{"--identity": o.key != "", "--known-hosts": o.knownHosts != "", "--ssh-config": o.sshConfig != "",
+			"--accept-new": o.acceptNew, "--sftp": o.sftp, "--sudo": o.sudo} {
+			if given {
+				return usagef("leave it out; doppel capture local reads this machine without SSH", "%s means nothing for local", flag)
+			}
+		}
+	} else if !strings.HasPrefix(o.root, "/") {
+		return usagef("give the path from the host's /", "--root: %q is not an absolute path", o.root)
+	}
+	if o.sftp && o.sudo {
+		return usagef("log in as root for --sftp, or let the agent run with --sudo alone", "--sftp and --sudo cannot go together: SFTP cannot become root")
+	}
+	return nil
+}
+
+// captureBetween runs the capture between its hooks. A report with an error is
+// of a capture after which something else went wrong.
+func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *imaging.Catalog, h *host, out io.Writer) (report *imaging.CaptureReport, err error) {
 	if o.pre != "" {
-		if err := shell(ctx, o.pre); err != nil {
-			return nil, fmt.Errorf("the --pre command on the host, so nothing was captured: %w", err)
+		if err := h.shell(ctx, o.pre); err != nil {
+			return nil, fmt.Errorf("the --pre command did not succeed, so nothing was captured: %w", err)
 		}
 	}
 	if o.post != "" {
+		// Also when the capture was interrupted: it undoes what --pre did.
 		defer func() {
-			if e := shell(context.WithoutCancel(ctx), o.post); e != nil {
-				err = errors.Join(err, fmt.Errorf("the --post command on the host: %w", e))
+			if e := h.shell(context.WithoutCancel(ctx), o.post); e != nil {
+				err = errors.Join(err, fmt.Errorf("the --post command did not succeed: %w", e))
 			}
 		}()
 	}
-	exclude := o.exclude
-	if host == "local" {
-		// doppel's own store is not part of the head.
-		if own, err := filepath.Abs(g.state); err == nil {
-			if rel, err := filepath.Rel(o.root, own); err == nil && !strings.HasPrefix(rel, "..") {
-				exclude = append(exclude, escapeGlob(rel))
-			}
-		}
+	src, err := h.source(ctx)
+	if err != nil {
+		return nil, err
 	}
 	p := newProgress(g, out, "capture "+o.name)
-	defer p.finish()
-	return imaging.Capture(ctx, catalog, src, imaging.CaptureOptions{
-		Name: o.name, Root: o.root, Origin: host, Exclude: exclude, OneFileSystem: o.oneFileSystem, Full: o.full,
+	report, err = imaging.Capture(ctx, catalog, src, imaging.CaptureOptions{
+		Name: o.name, Root: o.root, Origin: h.name, Exclude: o.exclude, OneFileSystem: o.oneFileSystem, Full: o.full,
 		Log: newLog(os.Stderr),
 		Progress: func(c imaging.CaptureProgress) {
 			p.update(c.Bytes, 0, fmt.Sprintf("in %d entries; read %s, sent %s", c.Entries, bytesText(c.BytesRead), bytesText(c.BytesSent)))
 		},
 	})
-}
-
-// escapeGlob makes a path match only itself.
-func escapeGlob(p string) string {
-	return regexp.MustCompile(`[*?\[\\]`).ReplaceAllString(p, `\$0`)
-}
-
-// openSource connects to the host. It also gives a way to run a shell command
-// there, and the host's short name.
-func openSource(ctx context.Context, o captureFlags, host string) (imaging.Source, func(context.Context, string) error, string, error) {
-	if host == "local" {
-		if os.Geteuid() != 0 {
-			return nil, nil, "", &hintError{errors.New("only root can read a whole system"), "run it as root: sudo doppel capture local"}
-		}
-		name, err := os.Hostname()
-		if err != nil {
-			return nil, nil, "", err
-		}
-		short, _, _ := strings.Cut(name, ".")
-		return imaging.NewLocal(o.root), localShell, short, nil
+	p.finish()
+	if e := src.Close(); e != nil {
+		newLog(os.Stderr).Warn("ending the far end of the capture", "error", e)
 	}
-	target, err := remote.ParseTarget(host)
-	if err != nil {
-		return nil, nil, "", &usageError{err.Error(), "name the host as [USER@]HOST[:PORT]"}
+	if report == nil && ctx.Err() != nil {
+		err = &hintError{err, "what has arrived is kept: the same command again reads and sends only the rest"}
 	}
-	var keys []string
-	if o.key != "" {
-		keys = []string{o.key}
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return nil, nil, "", err
-	}
-	conn, err := remote.Dial(ctx, target, remote.Options{
-		Home: home, Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompter(), Log: newLog(os.Stderr),
-	})
-	if err != nil {
-		return nil, nil, "", err
-	}
-	var src imaging.Source
-	if o.sftp {
-		src, err = remote.SFTP(ctx, conn)
-	} else {
-		var agent string
-		if agent, err = findAgent(""); err == nil {
-			src, err = remote.Agent(ctx, conn, remote.AgentOptions{Path: agent, Sudo: o.sudo, Prompt: prompter()})
-		}
-	}
-	if err != nil {
-		return nil, nil, "", errors.Join(err, conn.Close())
-	}
-	short, _, _ := strings.Cut(target.Host, ".")
-	shell := func(ctx context.Context, line string) error {
-		out, err := conn.Run(ctx, line)
-		if len(out) > 0 {
-			fmt.Fprintf(os.Stderr, "%s", out)
-		}
-		return err
-	}
-	return overSSH{src, conn}, shell, short, nil
-}
-
-// overSSH is a source whose connection ends with it.
-type overSSH struct {
-	imaging.Source
-	conn *remote.Conn
-}
-
-func (s overSSH) Close() error { return errors.Join(s.Source.Close(), s.conn.Close()) }
-
-func localShell(ctx context.Context, line string) error {
-	cmd := exec.CommandContext(ctx, "sh", "-c", line)
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd.Run()
-}
-
-// findAgent is the agent's binary: where the configuration says, beside this
-// program, or in PATH.
-func findAgent(configured string) (string, error) {
-	if configured != "" {
-		if _, err := os.Stat(configured); err != nil {
-			return "", &hintError{fmt.Errorf("the agent: %w", err), "agent.path in the configuration names doppel-agent"}
-		}
-		return configured, nil
-	}
-	if self, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(self), "doppel-agent")
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	if p, err := exec.LookPath("doppel-agent"); err == nil {
-		return p, nil
-	}
-	return "", &hintError{errors.New("doppel-agent is not beside doppel, nor in PATH"), "install both programs in one directory"}
+	return report, err
 }
 
 func printCapture(w io.Writer, r *imaging.CaptureReport) {
@@ -262,6 +189,7 @@ func printCapture(w io.Writer, r *imaging.CaptureReport) {
 		lost = append(lost, n.Path+"  "+n.Detail)
 	}
 	section("secrets, sealed for their class", secrets)
+	section("went away while the tree was read", r.Vanished)
 	section("changed whenever they were read", r.Unstable)
 	section("could not be carried by SFTP", lost)
 }

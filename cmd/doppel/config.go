@@ -172,6 +172,30 @@ func (f *configFile) validate() (*config, []string) {
 	return c, problems
 }
 
+// check holds what is configured against the network that the interface is on.
+func (c *config) check(path string, s segment) error {
+	subnet := s.Addr.Masked()
+	var problems []string
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	if p := c.Pool; p.First.IsValid() {
+		switch {
+		case !subnet.Contains(p.First) || !subnet.Contains(p.Last):
+			bad("network.pool: %s is not inside the subnet %s of %s", p, subnet, s.Interface)
+		case p.Contains(s.Addr.Addr()):
+			bad("network.pool: %s holds this server's own address %s", p, s.Addr.Addr())
+		case p.Contains(c.Gateway):
+			bad("network.pool: %s holds the gateway %s", p, c.Gateway)
+		}
+	}
+	if c.Gateway.IsValid() && !subnet.Contains(c.Gateway) {
+		bad("network.gateway: %s is not inside the subnet %s of %s", c.Gateway, subnet, s.Interface)
+	}
+	if len(problems) > 0 {
+		return &usageError{fmt.Sprintf("%s:\n  %s", path, strings.Join(problems, "\n  ")), "correct these places, or the interface's address"}
+	}
+	return nil
+}
+
 // defaultIPXE is where Debian's package ipxe puts its loaders.
 var defaultIPXE = map[string]string{
 	"bios":        "/usr/lib/ipxe/undionly.kpxe",
@@ -217,7 +241,7 @@ func interfaceAddr(name string, want netip.Addr) (segment, error) {
 var configTemplate = template.Must(template.New("doppel.toml").Parse(`# doppel's configuration. Unknown keys are refused.
 
 [network]
-interface = "{{.Interface}}"            # the LAN that nodes boot from; doppel answers nowhere else
+interface = {{printf "%q" .Interface}}            # the LAN that nodes boot from; doppel answers nowhere else
 pool = "{{.First}}-{{.Last}}"   # addresses for machines not yet assigned, while they are collected
 gateway = ""                  # given to nodes that have none of their own
 dns = []

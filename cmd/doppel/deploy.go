@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -14,6 +16,9 @@ import (
 	"doppel/cluster"
 	"doppel/web"
 )
+
+// afters is what a machine can do after its install.
+var afters = []string{"reboot", "poweroff", "shell"}
 
 func newDeploy(g *globals) *cobra.Command {
 	var req web.Deploy
@@ -34,8 +39,12 @@ With --watch the exit code is 0 when all nodes are up from their own disks, 1 if
 none is, 3 if some are not.`,
 		Example: `  doppel deploy node001 --image head@latest --watch
   doppel deploy @compute --image head@3 --dry-run`,
-		Args: someArgs("NODES"),
+		Args:              someArgs("NODES"),
+		ValidArgsFunction: complete(true, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(afters, req.After) {
+				return usagef("give "+strings.Join(afters, ", "), "--after: %q is not something to do after an install", req.After)
+			}
 			req.Nodes = args
 			return runDeploy(cmd.Context(), g, req, watch, yes, cmd.OutOrStdout())
 		},
@@ -43,10 +52,12 @@ none is, 3 if some are not.`,
 	f := c.Flags()
 	f.StringVar(&req.Image, "image", "", "image `REF` (default: the node's own)")
 	f.StringVar(&req.Disk, "disk", "", "the `disk` to erase")
-	f.StringVar(&req.After, "after", "reboot", "what the machine does when it is installed: reboot, poweroff or shell")
+	f.StringVar(&req.After, "after", "reboot", "what the machine `does` when it is installed: "+strings.Join(afters, ", "))
 	f.BoolVar(&req.DryRun, "dry-run", false, "only show what would be erased")
 	f.BoolVar(&watch, "watch", false, "follow the installs to their end")
 	f.BoolVar(&yes, "yes", false, "do not ask")
+	_ = c.RegisterFlagCompletionFunc("image", g.completeRef)
+	_ = c.RegisterFlagCompletionFunc("after", oneOf(afters...))
 	return c
 }
 
@@ -66,7 +77,7 @@ func runDeploy(ctx context.Context, g *globals, req web.Deploy, watch, yes bool,
 	if req.DryRun {
 		return nil
 	}
-	if err := confirm(yes, fmt.Sprintf("erase and install %d node(s)?", len(preview))); err != nil {
+	if err := confirm(ctx, yes, eraseQuestion(preview)); err != nil {
 		return err
 	}
 	armed, err := client.Deploy(ctx, req)
@@ -83,6 +94,15 @@ func runDeploy(ctx context.Context, g *globals, req web.Deploy, watch, yes bool,
 	return watchInstalls(ctx, g, client, armed, out)
 }
 
+// eraseQuestion names what is about to be lost.
+func eraseQuestion(list []web.Deployment) string {
+	var names []string
+	for _, d := range list {
+		names = append(names, d.Node)
+	}
+	return fmt.Sprintf("erase and install %s?", strings.Join(names, ", "))
+}
+
 func printDeployments(w io.Writer, g *globals, list []web.Deployment) error {
 	if g.json {
 		return printJSON(w, list)
@@ -92,7 +112,7 @@ func printDeployments(w io.Writer, g *globals, list []web.Deployment) error {
 	for _, d := range list {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", d.Node, d.MAC, d.Arch, d.Addr, d.Image, printable(d.Erases))
 		for _, warning := range d.Warnings {
-			fmt.Fprintf(t, "\t→ %s\n", warning)
+			fmt.Fprintf(t, "\t→ %s\n", printable(warning))
 		}
 	}
 	return t.Flush()
@@ -130,8 +150,12 @@ func watchInstalls(ctx context.Context, g *globals, client *web.Client, armed []
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errEnough) {
-		return err
+	switch {
+	case errors.Is(err, errEnough):
+		err = nil
+	case err == nil:
+		err = &hintError{errors.New("the watch ended before the installs did: doppel serve was stopped, or a node removed"),
+			"the installs go on once doppel serve runs; doppel status shows them"}
 	}
 	good := 0
 	for _, ok := range w.ended {
@@ -140,14 +164,15 @@ func watchInstalls(ctx context.Context, g *globals, client *web.Client, armed []
 		}
 	}
 	if w.json {
-		if err := printEvent(out, "summary", map[string]int{"up": good, "failed": len(w.ids) - good}); err != nil {
-			return err
-		}
+		counts := map[string]int{"up": good, "failed": len(w.ended) - good, "unfinished": len(w.ids) - len(w.ended)}
+		err = errors.Join(err, printEvent(out, "summary", counts))
 	}
-	switch good {
-	case len(w.ids):
+	switch {
+	case err != nil:
+		return err
+	case good == len(w.ids):
 		return nil
-	case 0:
+	case good == 0:
 		return codeError(exitFailed)
 	}
 	return codeError(exitPartial)
@@ -198,10 +223,14 @@ func (w *watch) judge(n cluster.Node) (text string, ended, good bool) {
 
 func newDisarm(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "disarm NODES",
-		Short:   "Take back the permission to install",
-		Example: "  doppel disarm node001",
-		Args:    someArgs("NODES"),
+		Use:   "disarm NODES",
+		Short: "Take back the permission to install",
+		Long: `Disarm takes back what doppel deploy permitted. A machine that is writing its
+disk at that moment stops at its next report, and its disk is of no use until
+it is deployed again.`,
+		Example:           "  doppel disarm node001",
+		Args:              someArgs("NODES"),
+		ValidArgsFunction: complete(true, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			nodes, err := g.client().Disarm(cmd.Context(), web.Named{Nodes: args})
 			if err != nil {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"syscall"
 
 	"doppel/cluster"
+	"doppel/imaging"
 	"doppel/imaging/store"
 	"doppel/web"
 )
@@ -39,6 +42,12 @@ type hintError struct {
 func (e *hintError) Error() string { return e.err.Error() }
 func (e *hintError) Unwrap() error { return e.err }
 
+// partlyError is an error after which part of the work is done and stays done.
+type partlyError struct{ err error }
+
+func (e *partlyError) Error() string { return e.err.Error() }
+func (e *partlyError) Unwrap() error { return e.err }
+
 // codeError ends a command with a code after it has said everything itself.
 type codeError int
 
@@ -48,6 +57,7 @@ func (e codeError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 func exitCode(err error) int {
 	var code codeError
 	var usage *usageError
+	var partly *partlyError
 	var daemon *web.Error
 	switch {
 	case err == nil:
@@ -56,6 +66,8 @@ func exitCode(err error) int {
 		return int(code)
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &partly):
+		return exitPartial
 	case errors.As(err, &daemon):
 		return daemon.ExitCode()
 	case errors.Is(err, context.Canceled):
@@ -72,6 +84,8 @@ func hint(err error) string {
 		refused *cluster.RefusedError
 		daemon  *web.Error
 		hinted  interface{ Hint() string }
+		unknown *imaging.UnknownImageError
+		several *imaging.AmbiguousError
 		missing *store.MissingError
 		corrupt *store.CorruptError
 	)
@@ -86,6 +100,15 @@ func hint(err error) string {
 		return daemon.Hint
 	case errors.As(err, &hinted):
 		return hinted.Hint()
+	case errors.As(err, &unknown):
+		if len(unknown.Known) == 0 {
+			return "doppel capture root@head --name head makes one"
+		}
+		return "doppel image ls shows what there is"
+	case errors.As(err, &several):
+		return "give more of the digest"
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return "run it as root, or as the owner of the files that it names"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room on that file system (doppel image rm removes versions), then run the same command again: what is already stored is kept"
 	case errors.As(err, &missing), errors.As(err, &corrupt):

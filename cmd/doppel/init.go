@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 
 	"github.com/spf13/cobra"
 
-	"doppel/imaging"
 	"doppel/web"
 )
 
@@ -29,9 +29,14 @@ stays as it is. The configuration's keys:
   [serve]   http, tls
   [ipxe]    bios, uefi-x86_64, uefi-arm64
   [agent]   path`,
-		Example: "  doppel init --interface eth1",
-		Args:    exactArgs(),
+		Example: `  doppel init --interface eth1
+  doppel init --interface eth1 --address 10.1.0.1   # of several`,
+		Args:              exactArgs(),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if iface == "" {
+				return usagef("ip -br link shows the interfaces; name the one that the nodes are connected to", "--interface is missing")
+			}
 			var want netip.Addr
 			if address != "" {
 				a, err := netip.ParseAddr(address)
@@ -44,32 +49,66 @@ stays as it is. The configuration's keys:
 		},
 	}
 	c.Flags().StringVar(&iface, "interface", "", "the `interface` to the network that nodes boot from")
-	c.Flags().StringVar(&address, "address", "", "which of the interface's addresses to serve from")
-	_ = c.MarkFlagRequired("interface")
+	c.Flags().StringVar(&address, "address", "", "which `address` of the interface to serve from")
+	_ = c.RegisterFlagCompletionFunc("interface", completeInterface)
 	return c
 }
 
+// completeInterface completes names of interfaces.
+func completeInterface(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var names []string
+	for _, i := range all {
+		names = append(names, i.Name)
+	}
+	return beginning(names, word), cobra.ShellCompDirectiveNoFileComp
+}
+
+// initDone is the JSON of init.
+type initDone struct {
+	Config    string       `json:"config"`
+	Kept      bool         `json:"kept"` // the configuration was there already
+	State     string       `json:"state"`
+	Interface string       `json:"interface"`
+	Address   netip.Prefix `json:"address"`
+}
+
 func runInit(ctx context.Context, g *globals, iface string, want netip.Addr, out io.Writer) error {
+	done := initDone{Config: g.config, State: g.state, Interface: iface}
+	c, err := loadConfig(g.config)
+	_, statErr := os.Stat(g.config)
+	switch {
+	case errors.Is(statErr, fs.ErrNotExist): // it is to be written
+	case err != nil:
+		return err
+	case c.Interface != iface:
+		return usagef(fmt.Sprintf("edit network.interface in %s, or move the file away", g.config),
+			"%s is for interface %s already", g.config, c.Interface)
+	case want.IsValid() && c.Address.IsValid() && c.Address != want:
+		return usagef(fmt.Sprintf("edit network.address in %s, or move the file away", g.config),
+			"%s is for the address %s already", g.config, c.Address)
+	default:
+		done.Kept = true
+		if c.Address.IsValid() {
+			want = c.Address
+		}
+	}
 	s, err := interfaceAddr(iface, want)
 	if err != nil {
 		return err
 	}
-	switch c, err := loadConfig(g.config); {
-	case err == nil && c.Interface != iface:
-		return usagef(fmt.Sprintf("edit network.interface in %s, or move the file away", g.config),
-			"%s is for interface %s already", g.config, c.Interface)
-	case err == nil:
-		fmt.Fprintf(out, "configuration  %s (kept as it is)\n", g.config)
-	default:
-		if _, statErr := os.Stat(g.config); !errors.Is(statErr, fs.ErrNotExist) {
-			return err // it is there, and wrong
-		}
-		if err := writeConfig(g.config, s, want); err != nil {
-			return err
-		}
-		fmt.Fprintf(out, "configuration  %s\n", g.config)
+	if done.Address = s.Addr; done.Kept {
+		err = c.check(g.config, s)
+	} else {
+		err = writeConfig(g.config, s, want)
 	}
-	catalog, err := imaging.OpenCatalog(g.state, imaging.CatalogOptions{Log: newLog(os.Stderr)})
+	if err != nil {
+		return err
+	}
+	catalog, err := g.catalog()
 	if err != nil {
 		return err
 	}
@@ -79,8 +118,14 @@ func runInit(ctx context.Context, g *globals, iface string, want netip.Addr, out
 	if _, err := web.OpenCA(g.keysDir(), []string{s.Addr.Addr().String()}); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "state          %s\n", g.state)
-	fmt.Fprintf(out, "serves         %s on %s\n", s.Addr, s.Interface)
-	fmt.Fprintf(out, "\nnext: doppel preflight, then doppel serve\n")
-	return nil
+	if g.json {
+		return printJSON(out, done)
+	}
+	kept := ""
+	if done.Kept {
+		kept = " (kept as it is)"
+	}
+	_, err = fmt.Fprintf(out, "configuration  %s%s\nstate          %s\nserves         %s on %s\n\nnext: doppel preflight, then doppel serve\n",
+		g.config, kept, g.state, s.Addr, s.Interface)
+	return err
 }

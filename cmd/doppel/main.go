@@ -17,9 +17,8 @@ var version = "devel"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := execute(ctx, os.Args[1:])
-	stop()
-	os.Exit(code)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(execute(ctx, os.Args[1:]))
 }
 
 // execute runs one command line and says what went wrong, in two lines.
@@ -29,7 +28,11 @@ func execute(ctx context.Context, args []string) int {
 	err := root.ExecuteContext(ctx)
 	var code codeError
 	if err != nil && !errors.As(err, &code) {
-		fmt.Fprintf(os.Stderr, "doppel: error: %s\n", what(err))
+		if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+			fmt.Fprintln(os.Stderr, "doppel: interrupted")
+		} else {
+			fmt.Fprintf(os.Stderr, "doppel: error: %s\n", what(err))
+		}
 		if h := hint(err); h != "" {
 			fmt.Fprintf(os.Stderr, "doppel: hint: %s\n", h)
 		}
@@ -56,16 +59,12 @@ func newRoot() *cobra.Command {
 		Long: `doppel captures a running Linux head over SSH into compressed,
 content-addressed images, and installs them unattended on machines that boot
 from the network.`,
+		Example: `  doppel init --interface eth1
+  doppel capture root@head --name head
+  doppel serve`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usagef("doppel --help lists the commands", "there is no command %q", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{err.Error(), cmd.CommandPath() + " --help shows its flags"}
@@ -90,6 +89,9 @@ from the network.`,
 		c.GroupID = "cluster"
 		root.AddCommand(c)
 	}
+	group(root)
+	root.SetHelpCommand(newHelp())
+	addCompletion(root)
 	return root
 }
 
@@ -103,26 +105,3 @@ func (g *globals) socket() string {
 
 // keysDir is where audience keys and certificates are.
 func (g *globals) keysDir() string { return filepath.Join(g.state, "keys") }
-
-// exactArgs is cobra.ExactArgs with an error that names what is wanted.
-func exactArgs(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == len(names) {
-			return nil
-		}
-		if len(args) < len(names) {
-			return usagef(cmd.CommandPath()+" --help shows an example", "%s: %s is missing", cmd.CommandPath(), names[len(args)])
-		}
-		return usagef(cmd.CommandPath()+" --help shows an example", "%s: %q is one word too many", cmd.CommandPath(), args[len(names)])
-	}
-}
-
-// someArgs wants at least one.
-func someArgs(name string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usagef(cmd.CommandPath()+" --help shows an example", "%s: %s is missing", cmd.CommandPath(), name)
-		}
-		return nil
-	}
-}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -22,9 +23,13 @@ func newNode(g *globals) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "node",
 		Short: "The inventory: add, list, alter and remove nodes",
-		RunE:  func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+		Long: `NODES names nodes: names, n[001-016,20] for ranges, @compute or @head for a role,
+@image:REF for those of an image, or all.`,
+		Example: `  doppel node add --base node --count 16 --start 1 --pad 3 --ip 10.1.0.11
+  doppel node ls @compute`,
 	}
 	c.AddCommand(newNodeAdd(g), newNodeLs(g), newNodeShow(g), newNodeSet(g), newNodeRm(g), newNodeExport(g), newNodeImport(g))
+	group(c)
 	return c
 }
 
@@ -34,13 +39,15 @@ type nodeFlags struct {
 	netmask                          int
 }
 
-func (f *nodeFlags) add(c *cobra.Command, ipHelp string) {
+func (f *nodeFlags) add(g *globals, c *cobra.Command, ipHelp string) {
 	c.Flags().StringVar(&f.ip, "ip", "", ipHelp)
 	c.Flags().IntVar(&f.netmask, "netmask", 0, "prefix `length` (default: that of the served network)")
-	c.Flags().StringVar(&f.gateway, "gateway", "", "default `gateway`; none: --gateway none")
-	c.Flags().StringVar(&f.domain, "domain", "", "DNS domain")
-	c.Flags().StringVar(&f.role, "role", "", "compute or head")
+	c.Flags().StringVar(&f.gateway, "gateway", "", "`address` of the default gateway, or none")
+	c.Flags().StringVar(&f.domain, "domain", "", "DNS `domain`")
+	c.Flags().StringVar(&f.role, "role", "", "`role`: compute or head (default: compute)")
 	c.Flags().StringVar(&f.image, "image", "", "image `REF` to deploy by default")
+	_ = c.RegisterFlagCompletionFunc("role", oneOf(string(cluster.Compute), string(cluster.Head)))
+	_ = c.RegisterFlagCompletionFunc("image", g.completeRef)
 }
 
 func parseAddr(flag, s string) (netip.Addr, error) {
@@ -74,53 +81,90 @@ func newNodeAdd(g *globals) *cobra.Command {
 addresses that follow each other from --ip. Names and addresses that are taken
 are refused, and then nothing is added.`,
 		Example: `  doppel node add --base node --count 16 --start 1 --pad 3 --ip 10.1.0.11
+  doppel node add 'node[017-020]' --ip 10.1.0.27 --image head@latest --dry-run
   doppel node add standby --ip 10.1.0.2 --role head`,
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.ip == "" {
-				return usagef("doppel node add --help shows examples", "--ip, the first address, is missing")
-			}
-			first, err := parseAddr("--ip", f.ip)
+			req, err := f.toAdd(cmd, args, s)
 			if err != nil {
 				return err
 			}
-			shared, err := f.node()
-			if err != nil {
-				return err
-			}
-			req := web.AddNodes{Shared: shared, DryRun: dryRun}
-			switch {
-			case len(args) > 0 && s.Base != "":
-				return usagef("doppel node add --help shows examples", "give names, or a series with --base, not both")
-			case len(args) > 0:
-				for _, name := range args {
-					n := shared
-					n.Name, n.Addr = name, first
-					req.Nodes = append(req.Nodes, n)
-					first = first.Next()
-				}
-			case s.Base != "":
-				s.First = first
-				req.Series = &s
-			default:
-				return usagef("doppel node add --help shows examples", "give names, or a series with --base")
-			}
+			req.DryRun = dryRun
 			nodes, err := g.client().AddNodes(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
-			if dryRun && !g.json {
-				fmt.Fprintln(cmd.OutOrStdout(), "would add:")
-			}
-			return printNodes(cmd.OutOrStdout(), g, nodes)
+			return printAdded(cmd.OutOrStdout(), g, dryRun, nodes)
 		},
 	}
-	f.add(c, "first `address`")
+	f.add(g, c, "first `address`")
 	c.Flags().StringVar(&s.Base, "base", "", "`name` that the series' numbers are put behind")
 	c.Flags().IntVar(&s.Count, "count", 1, "how many nodes the series has")
 	c.Flags().IntVar(&s.Start, "start", 1, "first number of the series")
 	c.Flags().IntVar(&s.Pad, "pad", 0, "digits that numbers have at least")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be added")
 	return c
+}
+
+// toAdd makes of flags and names what the daemon is asked for.
+func (f *nodeFlags) toAdd(cmd *cobra.Command, names []string, s cluster.Series) (web.AddNodes, error) {
+	var req web.AddNodes
+	wrong := func(format string, args ...any) (web.AddNodes, error) {
+		return req, usagef(argsHint(cmd), format, args...)
+	}
+	if f.ip == "" {
+		return wrong("--ip, the first address, is missing")
+	}
+	first, err := parseAddr("--ip", f.ip)
+	if err != nil {
+		return req, err
+	}
+	if req.Shared, err = f.node(); err != nil {
+		return req, err
+	}
+	if s.Base != "" {
+		if len(names) > 0 {
+			return wrong("give names, or a series with --base, not both")
+		}
+		s.First = first
+		req.Series = &s
+		return req, nil
+	}
+	if len(names) == 0 {
+		return wrong("give names, or a series with --base")
+	}
+	for _, flag := range []string{"count", "start", "pad"} {
+		if cmd.Flags().Changed(flag) {
+			return wrong("--%s belongs to a series, and there is no --base", flag)
+		}
+	}
+	for _, x := range names {
+		expanded, err := cluster.ExpandNames(x)
+		if err != nil {
+			return wrong("%v", err)
+		}
+		for _, name := range expanded {
+			n := req.Shared
+			n.Name, n.Addr = name, first
+			req.Nodes = append(req.Nodes, n)
+			first = first.Next()
+		}
+	}
+	return req, nil
+}
+
+// printAdded says what was added, or would be.
+func printAdded(w io.Writer, g *globals, dryRun bool, nodes []cluster.Node) error {
+	if !g.json {
+		did := "added:"
+		if dryRun {
+			did = "would add:"
+		}
+		if _, err := fmt.Fprintln(w, did); err != nil {
+			return err
+		}
+	}
+	return printNodes(w, g, nodes)
 }
 
 // printNodes prints a table of nodes.
@@ -130,6 +174,10 @@ func printNodes(w io.Writer, g *globals, nodes []cluster.Node) error {
 			nodes = []cluster.Node{}
 		}
 		return printJSON(w, nodes)
+	}
+	if len(nodes) == 0 {
+		_, err := fmt.Fprintln(w, "no nodes yet: doppel node add makes them")
+		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tROLE\tADDRESS\tMAC\tSTATE\tRUNS\tNOTE")
@@ -153,7 +201,7 @@ func nodeNote(n cluster.Node) string {
 	case n.State == cluster.Armed && n.Install != nil:
 		return "for " + n.Install.Image + "; waits for the machine to boot from the network"
 	case n.State == cluster.Installed && !n.LastUp.IsZero():
-		return "up since " + n.LastUp.Local().Format("2006-01-02 15:04:05")
+		return "up since " + n.LastUp.Local().Format(time.DateTime)
 	}
 	return ""
 }
@@ -172,9 +220,10 @@ func stageText(i *cluster.Install) string {
 
 func newNodeLs(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "ls [NODES]",
-		Short:   "List nodes",
-		Example: "  doppel node ls\n  doppel node ls 'node[001-016]' @head",
+		Use:               "ls [NODES]",
+		Short:             "List nodes",
+		Example:           "  doppel node ls\n  doppel node ls 'node[001-016]' @head",
+		ValidArgsFunction: complete(true, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			nodes, err := g.client().Nodes(cmd.Context(), args...)
 			if err != nil {
@@ -187,10 +236,11 @@ func newNodeLs(g *globals) *cobra.Command {
 
 func newNodeShow(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "show NODE",
-		Short:   "Show all that is known of a node",
-		Example: "  doppel node show node001",
-		Args:    exactArgs("NODE"),
+		Use:               "show NODE",
+		Short:             "Show all that is known of a node",
+		Example:           "  doppel node show node001",
+		Args:              exactArgs("NODE"),
+		ValidArgsFunction: complete(false, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := g.client().Node(cmd.Context(), args[0])
 			if err != nil {
@@ -199,34 +249,39 @@ func newNodeShow(g *globals) *cobra.Command {
 			if g.json {
 				return printJSON(cmd.OutOrStdout(), n)
 			}
-			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			row := func(k, v string) {
-				if v != "" {
-					fmt.Fprintf(t, "%s\t%s\n", k, v)
-				}
-			}
-			row("node", n.Name)
-			row("role", string(n.Role))
-			row("address", fmt.Sprintf("%s/%d", n.Addr, n.Netmask))
-			if n.Gateway.IsValid() {
-				row("gateway", n.Gateway.String())
-			}
-			row("domain", n.Domain)
-			if n.MAC != nil {
-				row("MAC", n.MAC.String())
-			}
-			row("state", string(n.State))
-			row("note", nodeNote(n))
-			row("default image", n.Image)
-			row("runs", n.Runs)
-			row("kernel", n.Kernel)
-			row("disk GUID", n.UpFrom)
-			if n.Install != nil {
-				row("last install", fmt.Sprintf("%s of %s, armed %s", n.Install.ID, n.Install.Image, n.Install.Armed.Local().Format("2006-01-02 15:04:05")))
-			}
-			return t.Flush()
+			return printNode(cmd.OutOrStdout(), n)
 		},
 	}
+}
+
+// printNode prints all that is known of a node.
+func printNode(w io.Writer, n cluster.Node) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(k, v string) {
+		if v != "" {
+			fmt.Fprintf(t, "%s\t%s\n", k, v)
+		}
+	}
+	row("node", n.Name)
+	row("role", string(n.Role))
+	row("address", fmt.Sprintf("%s/%d", n.Addr, n.Netmask))
+	if n.Gateway.IsValid() {
+		row("gateway", n.Gateway.String())
+	}
+	row("domain", n.Domain)
+	if n.MAC != nil {
+		row("MAC", n.MAC.String())
+	}
+	row("state", string(n.State))
+	row("note", nodeNote(n))
+	row("default image", n.Image)
+	row("runs", n.Runs)
+	row("kernel", printable(n.Kernel))
+	row("disk GUID", printable(n.UpFrom))
+	if n.Install != nil {
+		row("last install", fmt.Sprintf("%s of %s, armed %s", n.Install.ID, n.Install.Image, n.Install.Armed.Local().Format(time.DateTime)))
+	}
+	return t.Flush()
 }
 
 func newNodeSet(g *globals) *cobra.Command {
@@ -237,8 +292,10 @@ func newNodeSet(g *globals) *cobra.Command {
 		Long: `Set alters the given flags and leaves the rest as it is. A changed address is in
 force with the machine's next DHCP packet; the disk of an installed node has the
 old one until it is deployed again.`,
-		Example: "  doppel node set node001 --image head@latest",
-		Args:    exactArgs("NODE"),
+		Example: `  doppel node set node001 --image head@latest
+  doppel node set node001 --ip 10.1.0.40 --gateway none`,
+		Args:              exactArgs("NODE"),
+		ValidArgsFunction: complete(false, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			set, err := f.changes(cmd, args[0])
 			if err != nil {
@@ -251,7 +308,7 @@ old one until it is deployed again.`,
 			return printNodes(cmd.OutOrStdout(), g, []cluster.Node{n})
 		},
 	}
-	f.add(c, "`address`")
+	f.add(g, c, "`address`")
 	return c
 }
 
@@ -292,7 +349,7 @@ func (f *nodeFlags) changes(cmd *cobra.Command, name string) (cluster.SetNode, e
 		}
 	}
 	if given == 0 {
-		return set, usagef("doppel node set --help lists the flags", "nothing to alter was given")
+		return set, usagef(argsHint(cmd), "nothing to alter was given")
 	}
 	return set, nil
 }
@@ -300,10 +357,11 @@ func (f *nodeFlags) changes(cmd *cobra.Command, name string) (cluster.SetNode, e
 func newNodeRm(g *globals) *cobra.Command {
 	var yes, dryRun bool
 	c := &cobra.Command{
-		Use:     "rm NODES",
-		Short:   "Remove nodes from the inventory (their disks are left as they are)",
-		Example: "  doppel node rm 'node[009-016]'",
-		Args:    someArgs("NODES"),
+		Use:               "rm NODES",
+		Short:             "Remove nodes from the inventory (their disks are left as they are)",
+		Example:           "  doppel node rm 'node[009-016]'",
+		Args:              someArgs("NODES"),
+		ValidArgsFunction: complete(true, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			nodes, err := g.client().RemoveNodes(ctx, web.Named{Nodes: args, DryRun: true})
@@ -313,7 +371,7 @@ func newNodeRm(g *globals) *cobra.Command {
 			if dryRun {
 				return printNodes(cmd.OutOrStdout(), g, nodes)
 			}
-			if err := confirm(yes, "remove "+nodeNames(nodes)+"?"); err != nil {
+			if err := confirm(ctx, yes, "remove "+nodeNames(nodes)+"?"); err != nil {
 				return err
 			}
 			nodes, err = g.client().RemoveNodes(ctx, web.Named{Nodes: args})
@@ -347,10 +405,13 @@ func printDone(w io.Writer, g *globals, did string, nodes []cluster.Node) error 
 
 func newNodeExport(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "export [FILE]",
-		Short:   "Write the inventory out as JSON that people can edit",
-		Example: "  doppel node export nodes.json",
-		Args:    cobra.MaximumNArgs(1),
+		Use:   "export [FILE]",
+		Short: "Write the inventory out as JSON that people can edit",
+		Long: `Export writes all nodes with what describes them and their machines to FILE, or
+prints them.`,
+		Example:           "  doppel node export nodes.json",
+		Args:              rangeArgs(0, "FILE"),
+		ValidArgsFunction: complete(false, completeFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			inv, err := g.client().Export(cmd.Context())
 			if err != nil {
@@ -364,7 +425,10 @@ func newNodeExport(g *globals) *cobra.Command {
 				_, err = cmd.OutOrStdout().Write(b)
 				return err
 			}
-			return renameio.WriteFile(args[0], b, 0o644)
+			if err := renameio.WriteFile(args[0], b, 0o644); err != nil {
+				return fmt.Errorf("writing the inventory: %w", err)
+			}
+			return nil
 		},
 	}
 }
@@ -372,10 +436,11 @@ func newNodeExport(g *globals) *cobra.Command {
 func newNodeImport(g *globals) *cobra.Command {
 	var dryRun bool
 	c := &cobra.Command{
-		Use:     "import FILE",
-		Short:   "Add the nodes of an exported inventory, all or none",
-		Example: "  doppel node import nodes.json --dry-run",
-		Args:    exactArgs("FILE"),
+		Use:               "import FILE",
+		Short:             "Add the nodes of an exported inventory, all or none",
+		Example:           "  doppel node import nodes.json --dry-run",
+		Args:              exactArgs("FILE"),
+		ValidArgsFunction: complete(false, completeFile),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])
 			if err != nil {
@@ -383,13 +448,13 @@ func newNodeImport(g *globals) *cobra.Command {
 			}
 			inv, err := cluster.ParseInventory(b)
 			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
+				return usagef("give a file that doppel node export wrote", "%s: %v", args[0], err)
 			}
 			nodes, err := g.client().Import(cmd.Context(), web.Import{Inventory: inv, DryRun: dryRun})
 			if err != nil {
 				return err
 			}
-			return printNodes(cmd.OutOrStdout(), g, nodes)
+			return printAdded(cmd.OutOrStdout(), g, dryRun, nodes)
 		},
 	}
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be added")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -34,9 +33,14 @@ func newPreflight(g *globals) *cobra.Command {
 		Long: `Preflight checks this machine, its configuration and the network that nodes
 boot from, and with --host the head that is to be captured. It changes nothing.
 Exit code 4 if a check fails.`,
-		Example: "  doppel preflight --host root@head",
-		Args:    exactArgs(),
+		Example: `  doppel preflight
+  doppel preflight --host root@head`,
+		Args:              exactArgs(),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if host == "" && (o.key != "" || o.knownHosts != "" || o.sshConfig != "" || o.acceptNew || o.sudo) {
+				return usagef(argsHint(cmd), "the flags for SSH belong to --host, which is missing")
+			}
 			checks := preflight(cmd.Context(), g)
 			if host != "" {
 				checks = append(checks, preflightHost(cmd.Context(), o, host)...)
@@ -102,6 +106,9 @@ func preflight(ctx context.Context, g *globals) []check {
 		return checks
 	}
 	s, err := interfaceAddr(c.Interface, c.Address)
+	if err == nil {
+		err = c.check(g.config, s)
+	}
 	checks = append(checks, passOr("interface", fmt.Sprintf("%s has %s", c.Interface, s.Addr), err))
 	if err != nil {
 		return checks
@@ -182,19 +189,33 @@ func checkRivals(ctx context.Context, iface string) check {
 }
 
 // preflightHost checks that a host can be captured.
-func preflightHost(ctx context.Context, o captureFlags, host string) []check {
-	src, _, _, err := openSource(ctx, o, host)
-	checks := []check{passOr("host "+host, "logged in, and the agent runs", err)}
+func preflightHost(ctx context.Context, o captureFlags, name string) []check {
+	h, err := reach(ctx, &o, name)
+	checks := []check{passOr("host "+name, "logged in", err)}
+	if err != nil {
+		return checks
+	}
+	checks = append(checks, checkHost(ctx, h)...)
+	if err := h.close(); err != nil {
+		checks = append(checks, passOr("leaving the host", "", err))
+	}
+	return checks
+}
+
+// checkHost asks the far end of a capture what it sees.
+func checkHost(ctx context.Context, h *host) []check {
+	src, err := h.source(ctx)
+	checks := []check{passOr("agent on the host", "it runs there as root", err)}
 	if err != nil {
 		return checks
 	}
 	facts, layout, err := src.Describe(ctx, "/")
-	checks = append(checks, passOr("system", fmt.Sprintf("%s, %s", facts.OSRelease["PRETTY_NAME"], facts.Arch), err))
+	checks = append(checks, passOr("system", fmt.Sprintf("%s, %s", printable(facts.OSRelease["PRETTY_NAME"]), facts.Arch), err))
 	if err == nil {
 		checks = append(checks, layoutCheck(facts, layout))
 	}
-	if err := src.Close(); err != nil && !errors.Is(err, io.EOF) {
-		checks = append(checks, passOr("leaving the host", "", err))
+	if err := src.Close(); err != nil {
+		checks = append(checks, passOr("ending the agent", "", err))
 	}
 	return checks
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -48,39 +49,57 @@ func jsonProgress(out io.Writer, job string) *progress {
 }
 
 func barProgress(job string) *progress {
-	var mu sync.Mutex
-	var line string
+	var mu sync.Mutex // not for line: mpb asks for it while update waits for mpb
+	var line atomic.Value
+	said := func(decor.Statistics) string { s, _ := line.Load().(string); return s }
 	p := mpb.New(mpb.WithOutput(os.Stderr), mpb.WithRefreshRate(150*time.Millisecond))
-	bar := p.AddBar(0,
-		mpb.PrependDecorators(decor.Name(job+" ")),
-		mpb.AppendDecorators(
-			decor.CountersKibiByte("% .1f / % .1f "),
-			decor.Any(func(decor.Statistics) string { mu.Lock(); defer mu.Unlock(); return line }),
-		))
+	var bar *mpb.Bar
 	return &progress{
 		update: func(done, total int64, text string) {
 			mu.Lock()
-			line = text
-			mu.Unlock()
-			bar.SetTotal(total, false)
+			defer mu.Unlock()
+			line.Store(progressText(done, total, text))
+			if bar == nil {
+				// Where the end is not known, there is something that moves.
+				style := mpb.BarFillerBuilder(mpb.BarStyle())
+				if total == 0 {
+					style = mpb.SpinnerStyle().PositionLeft()
+				}
+				bar = p.New(total, style, mpb.PrependDecorators(decor.Name(job+" ")), mpb.AppendDecorators(decor.Any(said)))
+			}
+			if total > 0 {
+				bar.SetTotal(total, false)
+			}
 			bar.SetCurrent(done)
 		},
-		finish: func() { bar.Abort(false); p.Wait() },
+		finish: func() {
+			mu.Lock()
+			b := bar
+			mu.Unlock()
+			if b != nil {
+				b.Abort(false)
+			}
+			p.Wait()
+		},
 	}
+}
+
+// progressText is how far a job is, in words.
+func progressText(done, total int64, text string) string {
+	of := ""
+	if total > 0 {
+		of = " of " + bytesText(total)
+	}
+	return fmt.Sprintf("%s%s %s", bytesText(done), of, text)
 }
 
 func plainProgress(job string) *progress {
 	every := newPace(plainEvery)
 	return &progress{
 		update: func(done, total int64, text string) {
-			if !every.due() {
-				return
+			if every.due() {
+				fmt.Fprintf(os.Stderr, "%s: %s\n", job, progressText(done, total, text))
 			}
-			of := ""
-			if total > 0 {
-				of = " of " + bytesText(total)
-			}
-			fmt.Fprintf(os.Stderr, "%s: %s%s %s\n", job, bytesText(done), of, text)
 		},
 		finish: func() {},
 	}

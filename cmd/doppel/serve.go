@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -33,8 +32,10 @@ func newServe(g *globals) *cobra.Command {
 		Long: `Serve answers the machines on the configured interface, and nowhere else, until
 it is interrupted. It looks for another DHCP server on the segment before it
 answers anyone, and does not start if it finds one.`,
-		Example: "  doppel serve",
-		Args:    exactArgs(),
+		Example: `  doppel serve
+  doppel serve -v 2>&1 | tee /var/log/doppel.log`,
+		Args:              exactArgs(),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			level := slog.LevelInfo
 			if verbose {
@@ -56,6 +57,8 @@ type daemon struct {
 	log     *slog.Logger
 	cluster *cluster.Cluster
 	catalog *imaging.Catalog
+	store   *store.Dir
+	keys    store.Keys
 	ca      *web.CA
 	loaders pxe.Loaders
 	agent   string
@@ -72,13 +75,12 @@ func runServe(ctx context.Context, g *globals, log *slog.Logger) (err error) {
 	if err := d.lookForRivals(ctx); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	if err := d.serveBoot(ctx, group); err != nil {
+	s, err := d.listen(ctx)
+	if err != nil {
 		return err
 	}
-	if err := d.serveDoors(ctx, group); err != nil {
-		return errors.Join(err, ctx.Err())
-	}
+	group, ctx := errgroup.WithContext(ctx)
+	d.serve(ctx, group, s)
 	log.Info("serving", "interface", d.segment.Interface, "address", d.segment.Addr.String(), "state", g.state, "version", version)
 	err = group.Wait()
 	log.Info("stopped")
@@ -94,6 +96,9 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.segment, err = interfaceAddr(d.config.Interface, d.config.Address); err != nil {
 		return err
 	}
+	if err = d.config.check(d.g.config, d.segment); err != nil {
+		return err
+	}
 	if d.agent, err = findAgent(d.config.Agent); err != nil {
 		return err
 	}
@@ -105,6 +110,12 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	if err := d.catalog.Create(ctx); err != nil {
+		return err
+	}
+	if d.store, err = d.catalog.Store(); err != nil {
+		return err
+	}
+	if d.keys, err = d.catalog.Keys(); err != nil {
 		return err
 	}
 	if d.ca, err = web.OpenCA(d.g.keysDir(), []string{d.segment.Addr.Addr().String()}); err != nil {
@@ -149,33 +160,20 @@ func (d *daemon) tlsAddr() netip.AddrPort {
 	return netip.AddrPortFrom(d.segment.Addr.Addr(), d.config.TLSPort)
 }
 
-// serveBoot opens and starts DHCP and TFTP.
-func (d *daemon) serveBoot(ctx context.Context, group *errgroup.Group) error {
-	files, err := tftpFiles(d.loaders)
-	if err != nil {
-		return err
-	}
-	dhcp, err := dhcpd.Listen(ctx, d.segment.Interface)
-	if err != nil {
-		return &hintError{fmt.Errorf("opening DHCP on %s: %w", d.segment.Interface, err), "doppel preflight says what is in the way"}
-	}
-	tftp, err := tftpd.Listen(ctx, d.segment.Interface, netip.AddrPortFrom(d.segment.Addr.Addr(), 69))
-	if err != nil {
-		return errors.Join(&hintError{fmt.Errorf("opening TFTP on %s: %w", d.segment.Addr.Addr(), err), "doppel preflight says what is in the way"}, dhcp.Close())
-	}
-	policy := &pxe.Policy{State: d.cluster, Loaders: d.loaders, Server: d.httpAddr()}
+// serveBoot starts DHCP and TFTP.
+func (d *daemon) serveBoot(ctx context.Context, group *errgroup.Group, s *sockets) {
 	server := &dhcpd.Server{
 		Config: dhcpd.Config{
 			ServerAddr: d.segment.Addr.Addr(),
 			Subnet:     dhcpd.Subnet{Prefix: d.segment.Addr.Masked(), Pool: d.config.Pool, Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain},
 			LeaseTime:  d.config.Lease,
 		},
-		Handler: policy, Leases: leases{d.cluster}, Log: d.log.With("server", "dhcp"),
+		Handler: &pxe.Policy{State: d.cluster, Loaders: d.loaders, Server: d.httpAddr()},
+		Leases:  leases{d.cluster}, Log: d.log.With("server", "dhcp"),
 	}
-	group.Go(func() error { return named("DHCP", server.Serve(ctx, dhcp)) })
-	boot := &tftpd.Server{Lookup: files.Lookup, Log: d.log.With("server", "tftp")}
-	group.Go(func() error { return named("TFTP", boot.Serve(ctx, tftp)) })
-	return nil
+	group.Go(func() error { return named("DHCP", server.Serve(ctx, s.dhcp)) })
+	boot := &tftpd.Server{Lookup: s.files.Lookup, Log: d.log.With("server", "tftp")}
+	group.Go(func() error { return named("TFTP", boot.Serve(ctx, s.tftp)) })
 }
 
 func named(server string, err error) error {
@@ -185,64 +183,33 @@ func named(server string, err error) error {
 	return fmt.Errorf("serving %s: %w", server, err)
 }
 
-// serveDoors opens and starts the HTTP servers.
-func (d *daemon) serveDoors(ctx context.Context, group *errgroup.Group) error {
-	st, err := d.catalog.Store()
-	if err != nil {
-		return err
-	}
-	keys, err := d.catalog.Keys()
-	if err != nil {
-		return err
-	}
+// doors are the HTTP servers.
+func (d *daemon) doors(s *sockets) []web.Door {
 	boot := &pxe.Handler{
 		State:      d.cluster,
 		Installers: &installers{catalog: d.catalog, agent: d.agent, ca: d.ca.PEM(), dir: d.bootCache()},
 		Loaders:    d.loaders, Dir: d.bootCache(), HTTP: d.httpAddr(), TLS: d.tlsAddr(), Log: d.log.With("server", "boot"),
 	}
 	machines := &web.Machines{
-		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: keys,
+		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: d.keys,
 		Server: fmt.Sprintf("https://%s", d.tlsAddr()), Blobs: fmt.Sprintf("http://%s/store", d.httpAddr()),
 		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
 	}
 	admin := &web.Admin{Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	return []web.Door{
+		{Name: "http", Listener: s.plain, Handler: web.Plain(store.Handler(d.store), boot)},
+		{Name: "tls", Listener: s.secure, Handler: machines.Handler(), TLS: d.ca.TLS()},
+		{Name: "admin", Listener: s.admin, Handler: admin.Handler(), Streams: true},
+	}
+}
 
-	var doors []web.Door
-	shut := func(err error) error {
-		for _, door := range doors {
-			err = errors.Join(err, door.Listener.Close())
-		}
-		return err
-	}
-	plain, err := listenTCP(ctx, d.httpAddr())
-	if err != nil {
-		return err
-	}
-	doors = append(doors, web.Door{Name: "http", Listener: plain, Handler: web.Plain(store.Handler(st), boot)})
-	secure, err := listenTCP(ctx, d.tlsAddr())
-	if err != nil {
-		return shut(err)
-	}
-	doors = append(doors, web.Door{Name: "tls", Listener: secure, Handler: machines.Handler(), TLS: d.ca.TLS()})
-	socket, err := web.ListenUnix(d.g.socket())
-	if err != nil {
-		return shut(err)
-	}
-	doors = append(doors, web.Door{Name: "admin", Listener: socket, Handler: admin.Handler(), Streams: true})
-	group.Go(func() error { return web.Serve(ctx, d.log, doors...) })
-	return nil
+// serve starts everything on open sockets, which it closes when ctx ends.
+func (d *daemon) serve(ctx context.Context, group *errgroup.Group, s *sockets) {
+	d.serveBoot(ctx, group, s)
+	group.Go(func() error { return web.Serve(ctx, d.log, d.doors(s)...) })
 }
 
 func (d *daemon) bootCache() string { return filepath.Join(d.g.state, "cache", "boot") }
-
-func listenTCP(ctx context.Context, a netip.AddrPort) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp4", a.String())
-	if err != nil {
-		return nil, &hintError{fmt.Errorf("opening %s: %w", a, err), "doppel preflight says what is in the way"}
-	}
-	return l, nil
-}
 
 // checkDeploy says whether a version can be deployed to a node.
 func (d *daemon) checkDeploy(ctx context.Context, node cluster.Node, ref string) (ver, digest string, warnings []string, err error) {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -15,10 +17,11 @@ import (
 
 func newStatus(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "status",
-		Short:   "The cluster at a glance",
-		Example: "  doppel status",
-		Args:    exactArgs(),
+		Use:               "status",
+		Short:             "The cluster at a glance",
+		Example:           "  doppel status",
+		Args:              exactArgs(),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := g.client().Status(cmd.Context())
 			if err != nil {
@@ -59,7 +62,7 @@ func printStatus(w io.Writer, g *globals, s web.Status) error {
 	fmt.Fprintln(w, "\nmachines seen that are no node's (doppel assign MAC NODE):")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range s.Unassigned {
-		fmt.Fprintf(t, "%s\t%s\t%s\tlast seen %s\n", m.MAC, m.Arch, m.UUID, m.Last.Local().Format(time.DateTime))
+		fmt.Fprintf(t, "%s\t%s\t%s\tlast seen %s\n", m.MAC, m.Arch, printable(m.UUID), m.Last.Local().Format(time.DateTime))
 	}
 	return t.Flush()
 }
@@ -67,27 +70,41 @@ func printStatus(w io.Writer, g *globals, s web.Status) error {
 func newEvents(g *globals) *cobra.Command {
 	var f web.EventFilter
 	c := &cobra.Command{
-		Use:     "events",
-		Short:   "What happened, one line each",
-		Example: "  doppel events -f --node node001",
-		Args:    exactArgs(),
+		Use:   "events",
+		Short: "What happened, one line each",
+		Example: `  doppel events -f --node node001
+  doppel events --kind failed --json`,
+		Args:              exactArgs(),
+		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out := cmd.OutOrStdout()
-			return g.client().Events(cmd.Context(), f, func(e cluster.Event) error {
-				if g.json {
-					return printEvent(out, "event", map[string]any{"seq": e.Seq, "time": e.Time, "kind": e.Kind, "node": e.Node, "mac": e.MAC, "text": e.Text})
-				}
-				who := e.Node
-				if who == "" && e.MAC != nil {
-					who = e.MAC.String()
-				}
-				_, err := fmt.Fprintf(out, "%s  %-10s  %-17s  %s\n", e.Time.Local().Format(time.DateTime), e.Kind, who, printable(e.Text))
-				return err
-			})
+			return printEvents(cmd.Context(), g, f, cmd.OutOrStdout())
 		},
 	}
 	c.Flags().BoolVarP(&f.Follow, "follow", "f", false, "go on with those to come")
 	c.Flags().StringVar(&f.Node, "node", "", "only of this `node`")
-	c.Flags().StringVar(&f.Kind, "kind", "", "only of this `kind`")
+	c.Flags().StringVar(&f.Kind, "kind", "", "only of this `kind`: sighting, assign, arm, stage, installed, failed, up, …")
+	c.Flags().Uint64Var(&f.Since, "since", 0, "only those after this `number` (seq in --json)")
+	_ = c.RegisterFlagCompletionFunc("node", g.completeNode)
 	return c
+}
+
+func printEvents(ctx context.Context, g *globals, f web.EventFilter, out io.Writer) error {
+	n := 0
+	err := g.client().Events(ctx, f, func(e cluster.Event) error {
+		n++
+		if g.json {
+			return printEvent(out, "event", e)
+		}
+		who := e.Node
+		if who == "" && e.MAC != nil {
+			who = e.MAC.String()
+		}
+		_, err := fmt.Fprintf(out, "%s  %-10s  %-17s  %s\n", e.Time.Local().Format(time.DateTime), e.Kind, who, printable(e.Text))
+		return err
+	})
+	var daemon *web.Error
+	if g.json && !errors.As(err, &daemon) {
+		err = errors.Join(err, printEvent(out, "summary", map[string]int{"events": n}))
+	}
+	return err
 }

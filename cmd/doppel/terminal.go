@@ -2,15 +2,19 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -20,46 +24,87 @@ func newLog(w io.Writer) *slog.Logger {
 }
 
 // prompter asks the person at the terminal; nil where there is none.
-func prompter() func(question string, echo bool) (string, error) {
+func prompter(ctx context.Context) func(question string, echo bool) (string, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil
 	}
-	tty.Close()
-	return askTerminal
+	_ = tty.Close() // it was only looked for
+	return func(question string, echo bool) (string, error) { return askTerminal(ctx, question, echo) }
 }
 
-func askTerminal(question string, echo bool) (string, error) {
+// askTerminal asks a question on the terminal, wherever the standard streams
+// go. The end of ctx ends the wait for the answer.
+func askTerminal(ctx context.Context, question string, echo bool) (answer string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return "", fmt.Errorf("asking on the terminal: %w", err)
 	}
-	defer tty.Close()
-	fmt.Fprint(tty, question)
+	defer func() { err = errors.Join(err, tty.Close()) }()
 	if !echo {
-		b, err := term.ReadPassword(int(tty.Fd()))
-		fmt.Fprintln(tty)
-		return string(b), err
+		restore, err := hide(tty)
+		if err != nil {
+			return "", fmt.Errorf("hiding what is typed: %w", err)
+		}
+		defer func() {
+			restore()
+			fmt.Fprintln(tty) // the answer's own line end was hidden, too
+		}()
 	}
+	fmt.Fprint(tty, question)
+	defer context.AfterFunc(ctx, func() { _ = tty.SetReadDeadline(time.Unix(1, 0)) })()
 	line, err := bufio.NewReader(tty).ReadString('\n')
-	return strings.TrimRight(line, "\r\n"), err
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("reading the answer: %w", err)
+	}
+	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// confirm asks before something destructive, unless yes was given. Without a
-// terminal to ask on it refuses.
-func confirm(yes bool, question string) error {
-	if yes {
+// hide turns the terminal's echo off.
+func hide(tty *os.File) (restore func(), err error) {
+	raw, err := tty.SyscallConn() // Fd would make reads deaf to deadlines
+	if err != nil {
+		return nil, err
+	}
+	var old *unix.Termios
+	set := func(change func(t *unix.Termios)) error {
+		var inner error
+		err := raw.Control(func(fd uintptr) {
+			t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+			if err != nil {
+				inner = err
+				return
+			}
+			if old == nil {
+				old = new(*t)
+			}
+			change(t)
+			inner = unix.IoctlSetTermios(int(fd), unix.TCSETS, t)
+		})
+		return errors.Join(err, inner)
+	}
+	if err := set(func(t *unix.Termios) { t.Lflag &^= unix.ECHO }); err != nil {
+		return nil, err
+	}
+	return func() { _ = set(func(t *unix.Termios) { *t = *old }) }, nil
+}
+
+// confirm asks before something destructive, unless yes was given. Where there
+// is no terminal there is nobody to ask: a script that names its targets means
+// them.
+func confirm(ctx context.Context, yes bool, question string) error {
+	if yes || !term.IsTerminal(int(os.Stdin.Fd())) {
 		return nil
 	}
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return usagef("add --yes to do it without being asked", "%s: there is no terminal to ask on", question)
-	}
-	answer, err := askTerminal(question+" [y/N] ", true)
+	answer, err := askTerminal(ctx, question+" [y/N] ", true)
 	if err != nil {
 		return err
 	}
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
-		return &hintError{fmt.Errorf("not done: the answer was %q", answer), ""}
+		return &hintError{fmt.Errorf("not done: the answer was %q", answer), "answer y or yes, or give --yes"}
 	}
 	return nil
 }

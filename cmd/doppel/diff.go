@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"doppel/clone"
+	"doppel/cluster"
+	"doppel/imaging"
+	resync "doppel/sync"
+)
+
+func newImageDiff(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:               "diff A B",
+		Short:             "List the entries that two versions do not have alike",
+		Example:           "  doppel image diff head@3 head@latest",
+		Args:              exactArgs("A", "B"),
+		ValidArgsFunction: complete(false, g.completeRef, g.completeRef),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, _, a, err := g.manifest(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			_, _, b, err := g.manifest(cmd.Context(), args[1])
+			if err != nil {
+				return err
+			}
+			changes := imaging.DiffManifests(a, b)
+			if g.json {
+				if changes == nil {
+					changes = []imaging.Change{}
+				}
+				return printJSON(cmd.OutOrStdout(), changes)
+			}
+			for _, c := range changes {
+				var in []string
+				for _, w := range c.What {
+					in = append(in, string(w))
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%-8s %s  %s\n", c.Kind, printable(c.Path), strings.Join(in, ", "))
+			}
+			return nil
+		},
+	}
+}
+
+func newImageCompare(g *globals) *cobra.Command {
+	var role string
+	c := &cobra.Command{
+		Use:   "compare REF DIR",
+		Short: "Compare a directory with a version, entry by entry",
+		Long: `Compare reads everything below DIR and says in what it differs from the
+version. With --role, DIR is the disk of an installed node of that role: what
+an install and a first boot may change is told apart, by doppel's table of
+identity files. Exit code 4 if anything else differs.`,
+		Example:           "  doppel image compare head@latest /mnt/node001 --role compute",
+		Args:              exactArgs("REF", "DIR"),
+		ValidArgsFunction: complete(false, g.completeRef, completeFile),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if role != "" && role != string(cluster.Compute) && role != string(cluster.Head) {
+				return usagef("the roles are compute and head", "--role: %q is not a role", role)
+			}
+			_, v, m, err := g.manifest(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			allowed := func(string, imaging.Difference) (string, bool) { return "", false }
+			if role != "" {
+				table := clone.Identity(role)
+				allowed = func(path string, _ imaging.Difference) (string, bool) {
+					r, ok := table.Match(path)
+					return r.Words, ok
+				}
+			}
+			report, err := resync.Drift(cmd.Context(), m, args[1], allowed)
+			if err != nil {
+				return err
+			}
+			return printCompare(cmd.OutOrStdout(), g, v, report)
+		},
+	}
+	c.Flags().StringVar(&role, "role", "", "DIR is the disk of a node with this `role`: compute or head")
+	_ = c.RegisterFlagCompletionFunc("role", oneOf(string(cluster.Compute), string(cluster.Head)))
+	return c
+}
+
+func printCompare(w io.Writer, g *globals, v imaging.Version, r resync.Report) error {
+	if g.json {
+		if err := printJSON(w, r); err != nil {
+			return err
+		}
+	} else {
+		reasons := map[string]int{}
+		for _, e := range r.Allowed {
+			reasons[e.Reason]++
+		}
+		for _, reason := range slices.Sorted(maps.Keys(reasons)) {
+			fmt.Fprintf(w, "may differ  %4d  %s\n", reasons[reason], reason)
+		}
+		for _, d := range r.Differences {
+			fmt.Fprintf(w, "DIFFERS  %s\n", printable(d.String()))
+		}
+		fmt.Fprintf(w, "%s: %d entries compared, %d differences that may be, %d that may not\n", v.Ref(), r.Entries, len(r.Allowed), len(r.Differences))
+	}
+	if !r.Equal() {
+		return codeError(exitFound)
+	}
+	return nil
+}

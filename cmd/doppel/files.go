@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"doppel/imaging"
+	"doppel/imaging/store"
+)
+
+func newImageFiles(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "files REF [PATH]",
+		Short: "List the entries of a version, or of a directory in it",
+		Example: `  doppel image files head@latest etc/ssh
+  doppel image files head@latest --json | jq '.[] | select(.class == "head") | .path'`,
+		Args:              rangeArgs(1, "REF", "PATH"),
+		ValidArgsFunction: complete(false, g.completeRef),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, v, m, err := g.manifest(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			below := "."
+			if len(args) == 2 {
+				below = imagePath(args[1])
+			}
+			list := entriesBelow(m, below)
+			if len(list) == 0 {
+				return noSuchPath(v, below)
+			}
+			if g.json {
+				return printEntriesJSON(cmd.OutOrStdout(), list)
+			}
+			for _, e := range list {
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), entryLine(e)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func noSuchPath(v imaging.Version, path string) error {
+	return &hintError{fmt.Errorf("%s has no %s", v.Ref(), printable(path)), fmt.Sprintf("doppel image files %s lists what it has", v.Ref())}
+}
+
+// entriesBelow are the entries at a path and below it.
+func entriesBelow(m *imaging.Manifest, path string) []*imaging.Entry {
+	var out []*imaging.Entry
+	for i := range m.List {
+		e := &m.List[i]
+		if path == "." || e.Path == path || strings.HasPrefix(e.Path, path+"/") {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// fileListed is the JSON of one entry.
+type fileListed struct {
+	Path   string `json:"path"`
+	Kind   string `json:"kind"`
+	Mode   string `json:"mode"`
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	MTime  string `json:"mtime"`
+	Size   int64  `json:"size"`
+	Target string `json:"target,omitempty"`
+	Class  string `json:"class,omitempty"`
+}
+
+// printEntriesJSON prints one document, an entry a line: a head has some
+// hundred thousand.
+func printEntriesJSON(w io.Writer, list []*imaging.Entry) error {
+	before := "[\n"
+	for _, e := range list {
+		f := fileListed{Path: e.Path, Kind: e.Kind.String(), Mode: fmt.Sprintf("%04o", e.Mode), UID: e.UID, GID: e.GID,
+			MTime: time.Unix(e.MTime.Sec, int64(e.MTime.Nsec)).UTC().Format(time.RFC3339Nano), Size: e.Size, Target: e.Target}
+		if e.Class != imaging.ClassNone {
+			f.Class = e.Class.String()
+		}
+		b, err := json.Marshal(f)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "%s%s", before, b); err != nil {
+			return err
+		}
+		before = ",\n"
+	}
+	_, err := fmt.Fprintln(w, "\n]")
+	return err
+}
+
+// entryLine is an entry as ls -l would show it.
+func entryLine(e *imaging.Entry) string {
+	letter := map[imaging.Kind]string{imaging.Regular: "-", imaging.Directory: "d", imaging.Symlink: "l", imaging.CharDevice: "c",
+		imaging.BlockDevice: "b", imaging.FIFO: "p", imaging.Socket: "s", imaging.HardLink: "h"}[e.Kind]
+	size := fmt.Sprint(e.Size)
+	if e.Kind == imaging.CharDevice || e.Kind == imaging.BlockDevice {
+		size = fmt.Sprintf("%d,%d", e.Major, e.Minor)
+	}
+	line := fmt.Sprintf("%s%04o %5d %5d %12s %s %s", letter, e.Mode, e.UID, e.GID, size,
+		time.Unix(e.MTime.Sec, 0).UTC().Format(time.DateTime), printable(e.Path))
+	switch e.Kind {
+	case imaging.Symlink:
+		line += " -> " + printable(e.Target)
+	case imaging.HardLink:
+		line += " = " + printable(e.Target)
+	}
+	return line
+}
+
+// imagePath is a path as manifests have it.
+func imagePath(p string) string { return path.Clean(strings.TrimLeft(p, "/")) }
+
+func newImageCat(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:               "cat REF PATH",
+		Short:             "Print a file of a version",
+		Example:           "  doppel image cat head@3 etc/fstab",
+		Args:              exactArgs("REF", "PATH"),
+		ValidArgsFunction: complete(false, g.completeRef),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, v, m, err := g.manifest(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			e, err := findFile(m, v, imagePath(args[1]))
+			if err != nil {
+				return err
+			}
+			vault, err := c.Vault(ctx)
+			if err != nil {
+				return err
+			}
+			return catEntry(ctx, cmd.OutOrStdout(), vault, e)
+		},
+	}
+}
+
+// findFile finds a regular file by any of its names.
+func findFile(m *imaging.Manifest, v imaging.Version, path string) (*imaging.Entry, error) {
+	for i := range m.List {
+		e := &m.List[i]
+		if e.Path != path {
+			continue
+		}
+		switch e.Kind {
+		case imaging.Regular:
+			return e, nil
+		case imaging.HardLink:
+			return findFile(m, v, e.Target)
+		case imaging.Symlink:
+			return nil, &hintError{fmt.Errorf("%s is a symbolic link", printable(path)), "it leads to " + printable(e.Target)}
+		}
+		return nil, fmt.Errorf("%s is a %s, not a file", printable(path), e.Kind)
+	}
+	return nil, noSuchPath(v, path)
+}
+
+// catEntry writes a file's content, holes as zeros.
+func catEntry(ctx context.Context, w io.Writer, vault *store.Vault, e *imaging.Entry) error {
+	chunks := e.Chunks
+	var at int64
+	var pending []byte
+	for _, x := range e.Data() {
+		if err := writeZeros(w, x.Offset-at); err != nil {
+			return err
+		}
+		left := x.Length
+		for left > 0 {
+			if len(pending) == 0 {
+				if len(chunks) == 0 {
+					return fmt.Errorf("%s: its chunks end before its data", printable(e.Path))
+				}
+				b, err := vault.Chunk(ctx, store.Ref{Audience: e.Class.Audience(), ID: chunks[0].ID})
+				if err != nil {
+					return fmt.Errorf("%s: %w", printable(e.Path), err)
+				}
+				pending, chunks = b, chunks[1:]
+			}
+			n := min(left, int64(len(pending)))
+			if _, err := w.Write(pending[:n]); err != nil {
+				return err
+			}
+			pending, left = pending[n:], left-n
+		}
+		at = x.Offset + x.Length
+	}
+	return writeZeros(w, e.Size-at)
+}
+
+func writeZeros(w io.Writer, n int64) error {
+	zeros := make([]byte, 64<<10)
+	for n > 0 {
+		k := min(n, int64(len(zeros)))
+		if _, err := w.Write(zeros[:k]); err != nil {
+			return err
+		}
+		n -= k
+	}
+	return nil
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"doppel/imaging"
+)
+
+func newImageVerify(g *globals) *cobra.Command {
+	var all, readData bool
+	c := &cobra.Command{
+		Use:   "verify REF… | --all",
+		Short: "Check that versions are wholly in the store",
+		Long: `Verify checks that everything a version needs is in the store, and with
+--read-data that every byte is what it was. Exit code 4 if anything is missing
+or wrong; each line names the image, the path and the chunk.`,
+		Example: `  doppel image verify head@latest
+  doppel image verify --all --read-data`,
+		ValidArgsFunction: complete(true, g.completeRef),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if all == (len(args) > 0) {
+				return usagef("doppel image verify --all checks everything", "name versions, or give --all")
+			}
+			c, err := g.catalog()
+			if err != nil {
+				return err
+			}
+			faults := []faultShown{}
+			err = c.Verify(cmd.Context(), args, readData, func(f imaging.ImageFault) { faults = append(faults, showFault(f)) })
+			if err != nil {
+				return err
+			}
+			return printFaults(cmd.OutOrStdout(), g, faults)
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "check every version")
+	c.Flags().BoolVar(&readData, "read-data", false, "read every byte, not only what is there")
+	return c
+}
+
+// faultShown is one fault in JSON.
+type faultShown struct {
+	Image string `json:"image,omitempty"`
+	Path  string `json:"path,omitempty"`
+	Chunk string `json:"chunk,omitempty"`
+	Error string `json:"error"`
+}
+
+func showFault(f imaging.ImageFault) faultShown {
+	s := faultShown{Path: f.Path, Error: f.Err.Error()}
+	if f.Version.Image != "" {
+		s.Image = f.Version.Ref()
+	}
+	if !f.Chunk.IsZero() {
+		s.Chunk = f.Chunk.String()
+	}
+	return s
+}
+
+func printFaults(w io.Writer, g *globals, faults []faultShown) error {
+	if g.json {
+		if err := printJSON(w, map[string]any{"faults": faults}); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range faults {
+			where := f.Image
+			if where == "" {
+				where = "(no image)"
+			}
+			for _, part := range []string{f.Path, f.Chunk} {
+				if part != "" {
+					where += "  " + printable(part)
+				}
+			}
+			fmt.Fprintf(w, "%s  %s\n", where, printable(f.Error))
+		}
+	}
+	if len(faults) > 0 {
+		return codeError(exitFound)
+	}
+	if g.json {
+		return nil
+	}
+	_, err := fmt.Fprintln(w, "everything is there and right")
+	return err
+}
