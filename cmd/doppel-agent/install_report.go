@@ -48,12 +48,16 @@ func (r *reporter) report(w clone.Report) {
 }
 
 // show prints stages as they begin and how far they are every few seconds.
-// Reports come from one goroutine.
 func (r *reporter) show(w clone.Report) {
-	if w.Done > 0 && w.Done < w.Total && time.Since(r.printed) < 5*time.Second {
+	r.mu.Lock()
+	quiet := w.Done > 0 && w.Done < w.Total && time.Since(r.printed) < 5*time.Second
+	if !quiet {
+		r.printed = time.Now()
+	}
+	r.mu.Unlock()
+	if quiet {
 		return
 	}
-	r.printed = time.Now()
 	switch {
 	case w.Total > 0:
 		r.head.say("%s: %s of %s (%d%%) %s", w.Stage, bytesText(w.Done), bytesText(w.Total), percent(w.Done, w.Total), w.Detail)
