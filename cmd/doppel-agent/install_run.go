@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"time"
 
@@ -223,7 +222,7 @@ func openImage(ctx context.Context, o *clone.Orders) (*imaging.Manifest, *store.
 		}
 		*k.into = key
 	}
-	st := store.NewHTTP(o.Store, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute}})
+	st := store.NewHTTP(o.Store, nil)
 	manifest, digest, err := imaging.ReadManifest(ctx, st, keys, o.Manifest)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
