@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -53,12 +54,19 @@ func rewriteFstab(old []byte, plan *Plan) []byte {
 		}
 		fmt.Fprintln(&out, "# not on this machine: "+line)
 	}
+	var missing []*imaging.FileSystem
 	for i := range plan.Partitions {
 		p := &plan.Partitions[i]
-		if p.FS == nil || done[p.Number] || p.FS.Mount == "" && p.FS.Type != "swap" {
-			continue
+		if p.FS != nil && !done[p.Number] && (p.FS.Mount != "" || p.FS.Type == "swap") {
+			missing = append(missing, p.FS)
 		}
-		fmt.Fprintln(&out, fstabLine(p.FS, p.FS.Options))
+	}
+	// The root before what is mounted in it, swap behind.
+	slices.SortStableFunc(missing, func(a, b *imaging.FileSystem) int {
+		return strings.Compare(cmp.Or(a.Mount, "swap"), cmp.Or(b.Mount, "swap"))
+	})
+	for _, fs := range missing {
+		fmt.Fprintln(&out, fstabLine(fs, fs.Options))
 	}
 	return []byte(out.String())
 }

@@ -224,9 +224,9 @@ func judgeTree(t *testing.T, disk string, plan *clone.Plan, image *imaging.Manif
 		}
 	}()
 	table := clone.Identity("compute")
-	r, err := resync.Drift(t.Context(), image, dir, func(p string, _ imaging.Difference) (string, bool) {
+	r, err := resync.Drift(t.Context(), image, dir, func(p string, d imaging.Difference) (string, bool) {
 		rule, ok := table.Match(p)
-		return rule.Words, ok || table.Holds(p)
+		return rule.Words, ok || d.Kind == imaging.DiffMTime && table.Holds(p)
 	})
 	if err != nil {
 		t.Fatal(err)
