@@ -69,8 +69,8 @@ func (l Loss) String() string { return fmt.Sprintf("%q: %s: %s", l.Path, l.What,
 // maxLosses bounds the losses that a report lists; all are counted.
 const maxLosses = 100
 
-// ApplyReport says what Apply did. Entries = Written + Fixed + Unchanged +
-// skipped and withheld ones.
+// ApplyReport says what Apply did. Entries are the sum of Written, Fixed,
+// Unchanged, Skipped and Withheld, but for devices that could not be made.
 type ApplyReport struct {
 	Entries      int64    `json:"entries"`       // of the manifest that were considered
 	Written      int64    `json:"written"`       // entries made or replaced
@@ -101,8 +101,41 @@ func (e *SpaceError) Error() string {
 }
 
 // Apply makes the tree beneath dir equal to m, with content from src; dir is
-// made if it is not there. See the package's words for what it guarantees. On
-// an error the report says what was done up to then.
+// made if it is not there. On an error the report says what was done up to
+// then.
+//
+// It looks first and decides, and says so when what is to be written cannot
+// fit (*SpaceError). A regular file of the right size and time is taken for
+// right (with Full, only after reading it), one of the right size and another
+// time is read; what is right keeps its inode, and metadata that differs is
+// set in place. Everything else is made beside its place under a temporary
+// name (.doppel- and 16 hexadecimal digits), in one pass over the content in
+// the order in which src has it, and renamed when it is whole. What the image
+// lacks is removed after that, and directories get their metadata last.
+//
+// What holds:
+//
+//   - Nothing outside of dir is written, whatever m says and whatever is
+//     planted in the tree, before or meanwhile.
+//   - At any instant, a kill or power cut included, a name leads to what was
+//     there before or to the whole new file: metadata is set and data synced
+//     before the rename. This is also why the next Apply may trust size and
+//     time. It removes the temporary files and finishes the tree.
+//   - When Apply returns without an error, all is on the disk.
+//   - A wrong or missing chunk is an error (*store.CorruptError,
+//     *store.MissingError) that names a path that needs it, and no such path
+//     appears under its name.
+//   - Delete crosses no mount point below dir, and leaves alone what is in an
+//     Opaque directory, a file system's own lost+found, and what Skip says.
+//   - What a process without privileges may not set is listed in the report.
+//     As root it is an error; but a time that the file system cannot hold is
+//     listed for root too. FAT has no owners, modes and extended attributes:
+//     there they are neither set nor compared.
+//
+// What does not hold: the tree as a whole does not change at once, and while
+// Apply runs it is part old, part new; kernels before 5.8 do not tell syncfs
+// of data lost on its way to the disk; access times, creation times, inode
+// flags (chattr) and inode numbers are not part of an image.
 func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o ApplyOptions) (*ApplyReport, error) {
 	start := time.Now()
 	a := &applier{
@@ -123,7 +156,7 @@ func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o Appl
 	}
 	err := a.run(m, dir)
 	if err != nil {
-		err = fmt.Errorf("applying to %s: %w", dir, err)
+		err = fmt.Errorf("apply to %s: %w", dir, err)
 	}
 	a.report.Seconds = time.Since(start).Seconds()
 	return a.report, err

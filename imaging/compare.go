@@ -44,8 +44,11 @@ type CompareOptions struct {
 }
 
 // CompareTree compares the tree beneath dir with m, contents and metadata, and
-// follows into file systems mounted below. A lost+found that the file system
-// made and the manifest lacks is no difference.
+// follows into file systems mounted below. The differences come by path; what
+// is below something that is missing or extra is listed too. No differences
+// are: a lost+found that the file system made and the manifest lacks, what is
+// in an Opaque directory, withheld entries, and how much of a hole is filled
+// with zeros.
 func CompareTree(ctx context.Context, m *Manifest, dir string, o CompareOptions) ([]Difference, error) {
 	c := &comparer{ctx: ctx, o: o}
 	index, err := indexManifest(m)
