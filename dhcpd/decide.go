@@ -158,6 +158,9 @@ func (t *table) requestPool(r *request, c client, wanted netip.Addr, now time.Ti
 		}
 		return o
 	}
+	if offered, ok := t.offered[c]; ok && offered != wanted && r.state() == selecting {
+		return nak("the client was offered another address")
+	}
 	record := known && mine.Addr == wanted || t.offered[c] == wanted
 	// A server without a record of the client must be silent, because another
 	// may have one (RFC 2131 section 4.3.2), unless it is certain that the
@@ -168,7 +171,9 @@ func (t *table) requestPool(r *request, c client, wanted netip.Addr, now time.Ti
 		return t.acknowledge(r, c, wanted, now)
 	case record || certain:
 		o := nak("the address is no longer one of the pool")
-		o.changes = t.drop(c, netip.Addr{})
+		if known && mine.Addr == wanted {
+			o.changes = t.drop(c, netip.Addr{})
+		}
 		return o
 	}
 	return silence(slog.LevelDebug, "no record of this client")

@@ -24,9 +24,9 @@ func ethernet(from, to MAC, etherType uint16) []byte {
 	return binary.BigEndian.AppendUint16(b, etherType)
 }
 
-// udpFrame is a UDP datagram in an Ethernet frame, for clients that the kernel
+// udpPacket is a UDP datagram in an IP packet, for clients that the kernel
 // cannot reach: it would ask by ARP for an address they do not have yet.
-func udpFrame(fromMAC, toMAC MAC, from, to netip.AddrPort, payload []byte) []byte {
+func udpPacket(from, to netip.AddrPort, payload []byte) []byte {
 	src, dst := from.Addr().As4(), to.Addr().As4()
 	ip := make([]byte, ipv4Len+udpLen, ipv4Len+udpLen+len(payload))
 	ip[0] = 0x45
@@ -42,7 +42,7 @@ func udpFrame(fromMAC, toMAC MAC, from, to netip.AddrPort, payload []byte) []byt
 	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+len(payload)))
 	ip = append(ip, payload...)
 	binary.BigEndian.PutUint16(ip[ipv4Len+6:], udpChecksum(src, dst, ip[ipv4Len:]))
-	return append(ethernet(fromMAC, toMAC, etherTypeIPv4), ip...)
+	return ip
 }
 
 // udpChecksum is that of a datagram whose checksum field is zero. A result of

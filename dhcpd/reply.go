@@ -242,6 +242,9 @@ func destination(c *Config, r *request, o outcome) Destination {
 	switch {
 	case r.giaddr.IsValid():
 		return to(r.giaddr, dhcpv4.ServerPort)
+	case o.reply == dhcpv4.MessageTypeNak && !r.broadcast && c.subnetWith(r.ciaddr) > 0:
+		// From behind a router, where a broadcast of ours is not heard.
+		return to(r.ciaddr, dhcpv4.ClientPort)
 	case o.reply == dhcpv4.MessageTypeNak:
 		return to(everybody, dhcpv4.ClientPort)
 	case r.ciaddr.IsValid() && (r.ciaddr == o.addr || r.kind == dhcpv4.MessageTypeInform):

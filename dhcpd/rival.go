@@ -59,10 +59,10 @@ func Probe(ctx context.Context, iface string) ([]Rival, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a DISCOVER: %w", err)
 	}
-	frame := udpFrame(mac, everyMAC,
+	frame := append(ethernet(mac, everyMAC, etherTypeIPv4), udpPacket(
 		netip.AddrPortFrom(netip.IPv4Unspecified(), dhcpv4.ClientPort),
 		netip.AddrPortFrom(everybody, dhcpv4.ServerPort),
-		discover.ToBytes())
+		discover.ToBytes())...)
 	var rivals []Rival
 	for _, wait := range []time.Duration{time.Second, probeTime - time.Second} {
 		err := ask(ctx, conn, frame, wait, func(frame []byte) bool {

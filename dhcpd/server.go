@@ -114,7 +114,11 @@ func (v *serving) answer(ctx context.Context, r *request) {
 		return
 	}
 	if o.reply == dhcpv4.MessageTypeNone {
-		log(o.level, "no answer", "addr", o.addr, "reason", o.why)
+		text := "no answer"
+		if o.addr.IsValid() {
+			text = "address given back"
+		}
+		log(o.level, text, "addr", o.addr, "reason", o.why)
 		return
 	}
 	reply := message(&v.Config, v.Config.subnet(subnet), r, p, o)

@@ -21,7 +21,6 @@ import (
 // packet socket for frames.
 type Socket struct {
 	iface  *net.Interface
-	mac    MAC
 	udp    *ipv4.PacketConn
 	frames *packet.Conn
 }
@@ -31,7 +30,7 @@ var _ Conn = (*Socket)(nil)
 // Listen opens the DHCP server's sockets on one interface. Packets of other
 // interfaces do not reach them, whatever they are addressed to.
 func Listen(ctx context.Context, iface string) (*Socket, error) {
-	ifi, mac, err := ethernetInterface(iface)
+	ifi, _, err := ethernetInterface(iface)
 	if err != nil {
 		return nil, err
 	}
@@ -58,11 +57,13 @@ func Listen(ctx context.Context, iface string) (*Socket, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("assembling a filter: %w", err), conn.Close())
 	}
-	frames, err := packet.Listen(ifi, packet.Raw, etherTypeIPv4, &packet.Config{Filter: deaf})
+	// Datagram: the kernel writes the frame's header, with the address that the
+	// interface has then. A bridge's changes with its ports.
+	frames, err := packet.Listen(ifi, packet.Datagram, etherTypeIPv4, &packet.Config{Filter: deaf})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening a packet socket on %s: %w", iface, err), conn.Close())
 	}
-	return &Socket{iface: ifi, mac: mac, udp: udp, frames: frames}, nil
+	return &Socket{iface: ifi, udp: udp, frames: frames}, nil
 }
 
 // ethernetInterface finds an interface that DHCP can be spoken on.
@@ -134,8 +135,7 @@ func (s *Socket) directed(dst net.IP) bool {
 func (s *Socket) Send(message []byte, to Destination) error {
 	if to.MAC != (MAC{}) {
 		from := netip.AddrPortFrom(to.From, dhcpv4.ServerPort)
-		frame := udpFrame(s.mac, to.MAC, from, to.Addr, message)
-		if _, err := s.frames.WriteTo(frame, &packet.Addr{HardwareAddr: to.MAC[:]}); err != nil {
+		if _, err := s.frames.WriteTo(udpPacket(from, to.Addr, message), &packet.Addr{HardwareAddr: to.MAC[:]}); err != nil {
 			return fmt.Errorf("sending a frame to %v on %s: %w", to.MAC, s.iface.Name, err)
 		}
 		return nil
@@ -149,10 +149,14 @@ func (s *Socket) Send(message []byte, to Destination) error {
 
 // InUse implements Conn by ARP (RFC 5227): who has the address answers.
 func (s *Socket) InUse(ctx context.Context, addr netip.Addr, wait time.Duration) (MAC, bool, error) {
-	if s.own(addr) {
-		return s.mac, true, nil
+	ifi, mac, err := ethernetInterface(s.iface.Name)
+	if err != nil {
+		return MAC{}, false, err
 	}
-	conn, err := packet.Listen(s.iface, packet.Raw, etherTypeARP, nil)
+	if own(addr) {
+		return mac, true, nil
+	}
+	conn, err := packet.Listen(ifi, packet.Raw, etherTypeARP, nil)
 	if err != nil {
 		return MAC{}, false, fmt.Errorf("opening a packet socket for ARP on %s: %w", s.iface.Name, err)
 	}
@@ -161,9 +165,9 @@ func (s *Socket) InUse(ctx context.Context, addr netip.Addr, wait time.Duration)
 	var used bool
 	// A second question half-way, since one frame may be lost.
 	for range 2 {
-		err := ask(ctx, conn, arpProbe(s.mac, addr), wait/2, func(frame []byte) bool {
+		err := ask(ctx, conn, arpProbe(mac, addr), wait/2, func(frame []byte) bool {
 			sender, of, ok := arpSender(frame)
-			if ok && of == addr && sender != s.mac {
+			if ok && of == addr && sender != mac {
 				by, used = sender, true
 			}
 			return used
@@ -179,7 +183,7 @@ func (s *Socket) InUse(ctx context.Context, addr netip.Addr, wait time.Duration)
 }
 
 // own says whether addr is this machine's, which does not answer its own ARP.
-func (s *Socket) own(addr netip.Addr) bool {
+func own(addr netip.Addr) bool {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		return false

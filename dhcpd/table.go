@@ -34,7 +34,7 @@ type answer struct {
 // answerAge is for how long such an answer is believed.
 const answerAge = 30 * time.Second
 
-// table is all the server remembers. leases mirrors what is durable; a lease
+// table is all the server remembers. leases is what is durable or about to be; a lease
 // past its time stays, so that its client finds the address again unless
 // somebody needed it.
 type table struct {
