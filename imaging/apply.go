@@ -27,6 +27,7 @@ type ApplyOptions struct {
 	Paths    []string               // only these entries, what is below them, and the directories that lead to them
 	DryRun   bool                   // only say what would be done
 	Full     bool                   // read what is there and compare digests, instead of trusting size and mtime
+	Lossy    bool                   // as root too, list what cannot be set instead of failing: for trees in memory, whose file system may know no extended attributes
 	Skip     func(path string) bool // true: left alone, with all that is below it; neither written nor deleted
 	Workers  int                    // 0: as many as there are CPUs
 	Progress func(ApplyProgress)    // a few times a second, from one goroutine at a time
@@ -128,7 +129,7 @@ func (e *SpaceError) Error() string {
 //   - Delete crosses no mount point below dir, and leaves alone what is in an
 //     Opaque directory, a file system's own lost+found, and what Skip says.
 //   - What a process without privileges may not set is listed in the report.
-//     As root it is an error; but a time that the file system cannot hold is
+//     As root it is an error unless o.Lossy says otherwise; but a time that the file system cannot hold is
 //     listed for root too. FAT has no owners, modes and extended attributes:
 //     there they are neither set nor compared.
 //
@@ -140,7 +141,7 @@ func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o Appl
 	start := time.Now()
 	a := &applier{
 		ctx: ctx, o: o, src: src, log: o.Log, workers: o.Workers,
-		strict:    os.Geteuid() == 0,
+		strict:    os.Geteuid() == 0 && !o.Lossy,
 		report:    &ApplyReport{Withheld: []string{}},
 		inodes:    map[inodeKey]*inode{},
 		obstacles: map[*treeNode][]*treeNode{},

@@ -266,6 +266,21 @@ func TestApplyUnprivileged(t *testing.T) {
 	}
 }
 
+// A ramfs, which an initramfs may be, has no extended attributes at all.
+func TestApplyLossy(t *testing.T) {
+	x, dir := newTree(), t.TempDir()
+	mountAt(t, dir, "-t", "ramfs", "ramfs")
+	x.file("file", "x").Xattrs = []Xattr{{"security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")}}
+	_, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{})
+	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "security.capability of file") {
+		t.Errorf("error %v", err)
+	}
+	r := x.apply(t, dir, ApplyOptions{Lossy: true})
+	if r.Lost != 1 || read(t, filepath.Join(dir, "file")) != "x" {
+		t.Errorf("report %+v", r)
+	}
+}
+
 // TestApplyOwnersBeforeModes: a change of owner drops what makes a program
 // privileged, so it must not come last.
 func TestApplyOwnersBeforeModes(t *testing.T) {

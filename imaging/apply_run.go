@@ -22,7 +22,7 @@ type applier struct {
 	src     ChunkSource
 	log     *slog.Logger
 	workers int
-	strict  bool // as root: what cannot be set is an error, not a loss
+	strict  bool // what cannot be set is an error, not a loss
 
 	tree  *beneath
 	index *treeIndex
