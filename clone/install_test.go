@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -250,6 +252,59 @@ func TestXFSArgs(t *testing.T) {
 	got := strings.Join(xfsArgs(features, old), " ")
 	if want := "-m crc=1 -m finobt=1 -m reflink=0 -i sparse=1"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestXFSFeaturesAreMkfsArguments makes a file system anew from the features
+// that were read, and compares them.
+func TestXFSFeaturesAreMkfsArguments(t *testing.T) {
+	dir := t.TempDir()
+	tool, err := os.ReadFile("/usr/sbin/mkfs.xfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "mkfs.xfs"), tool, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	in := &install{tools: dir, index: manifestIndex{"mkfs.xfs": {Path: "mkfs.xfs", Kind: imaging.Regular}}}
+	in.image = &imaging.Manifest{Head: imaging.Head{Boot: imaging.Boot{Tools: []string{"mkfs.xfs"}}}}
+	disk := filepath.Join(dir, "disk")
+	probe := func() *imaging.FileSystem {
+		t.Helper()
+		f, err := os.Open(disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		got, _, err := imaging.ProbeFileSystem(f)
+		if err != nil || got == nil {
+			t.Fatalf("%v, %v", got, err)
+		}
+		return got
+	}
+	mkfs := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("/usr/sbin/mkfs.xfs", args...).CombinedOutput(); err != nil {
+			t.Fatalf("mkfs.xfs %v: %v\n%s", args, err, out)
+		}
+	}
+	for _, options := range [][]string{nil, {"-m", "reflink=0,bigtime=0,inobtcount=0"}, {"-m", "rmapbt=1", "-i", "nrext64=1"}, {"-m", "finobt=0", "-i", "sparse=0"}, {"-m", "crc=0", "-n", "ftype=0"}} {
+		if err := os.WriteFile(disk, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(disk, 320<<20); err != nil {
+			t.Fatal(err)
+		}
+		mkfs(append(append([]string{"-q", "-f", "-L", "data"}, options...), disk)...)
+		first := probe()
+		args, err := in.formatCommand(first, disk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mkfs(args[1:]...)
+		if second := probe(); !reflect.DeepEqual(first, second) {
+			t.Errorf("%v: %+v became %+v", options, first, second)
+		}
 	}
 }
 

@@ -339,7 +339,8 @@ func xfsArgs(features []string, known func(string) bool) []string {
 	return args
 }
 
-// toolKnows tells which words a restored program has in it.
+// toolKnows tells which words a restored program has among its strings; a
+// word may be the end of a longer one, as linkers merge them.
 func (in *install) toolKnows(tool string) (func(string) bool, error) {
 	real, _, ok := in.index.resolve(tool)
 	if !ok {
@@ -349,5 +350,5 @@ func (in *install) toolKnows(tool string) (func(string) bool, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read the tool %s", tool), err)
 	}
-	return func(word string) bool { return bytes.Contains(b, []byte(word)) }, nil
+	return func(word string) bool { return bytes.Contains(b, []byte(word+"\x00")) }, nil
 }

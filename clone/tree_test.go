@@ -118,7 +118,7 @@ func debianFiles() map[string]string {
 		"usr/sbin/mke2fs":                      "#! mke2fs",
 		"usr/sbin/mkfs.fat":                    "#! mkfs.fat",
 		"usr/sbin/mkfs.vfat":                   "-> mkfs.fat",
-		"usr/sbin/mkfs.xfs":                    "#! finobt reflink bigtime",
+		"usr/sbin/mkfs.xfs":                    "#! finobt\x00reflink\x00bigtime\x00",
 		"usr/sbin/mkswap":                      "#! mkswap",
 		"var/lib/dbus/machine-id":              "-> /etc/machine-id",
 		"var/lib/dhcp/dhclient.leases":         "lease {}",

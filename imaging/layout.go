@@ -174,20 +174,33 @@ func readMBR(r io.ReaderAt, mbr []byte, size int64, sector int) (*DiskTable, err
 			}
 		}
 	}
+	if err := readLogical(r, extended, sector, add); err != nil {
+		return nil, err
+	}
+	if len(t.Partitions) == 0 {
+		return &DiskTable{}, nil
+	}
+	return t, nil
+}
+
+// readLogical follows the chain of extended boot records from the sector where
+// the extended partition begins; 0: there is none.
+func readLogical(r io.ReaderAt, extended int64, sector int, add func(n int, entry []byte, base int64) error) error {
+	le := binary.LittleEndian
 	ebr := make([]byte, 512)
 	for at, n := extended, 5; at != 0; n++ {
 		if n-5 >= maxLogical {
-			return nil, fmt.Errorf("the chain of logical partitions does not end")
+			return fmt.Errorf("the chain of logical partitions does not end")
 		}
 		if got, err := r.ReadAt(ebr, at*int64(sector)); got < len(ebr) {
-			return nil, fmt.Errorf("read the extended boot record in sector %d: %w", at, err)
+			return fmt.Errorf("read the extended boot record in sector %d: %w", at, err)
 		}
 		if ebr[510] != 0x55 || ebr[511] != 0xAA {
 			break
 		}
 		if e := ebr[446:][:16]; e[4] != 0 && le.Uint32(e[12:]) != 0 {
 			if err := add(n, e, at); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		next := ebr[462:][:16]
@@ -196,10 +209,7 @@ func readMBR(r io.ReaderAt, mbr []byte, size int64, sector int) (*DiskTable, err
 		}
 		at = extended + int64(le.Uint32(next[8:]))
 	}
-	if len(t.Partitions) == 0 {
-		return &DiskTable{}, nil
-	}
-	return t, nil
+	return nil
 }
 
 // formatGUID writes a GUID as GPT keeps it: the first three fields are little
