@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-
 // collected is a Sink that keeps everything.
 type collected struct {
 	mu      sync.Mutex
