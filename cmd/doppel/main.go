@@ -15,10 +15,14 @@ import (
 // version is set by the linker.
 var version = "devel"
 
-func main() {
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run runs one command line until it ends or the process is told to.
+func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(execute(ctx, os.Args[1:]))
+	defer stop()
+	return execute(ctx, args)
 }
 
 // execute runs one command line and says what went wrong, in two lines.
@@ -67,6 +71,9 @@ from the network.`,
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 {
+			return unknownCommand(cmd, words[0]) // whose flag it would be
+		}
 		return &usageError{err.Error(), cmd.CommandPath() + " --help shows its flags"}
 	})
 	f := root.PersistentFlags()

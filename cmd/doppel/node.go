@@ -141,7 +141,7 @@ func (f *nodeFlags) toAdd(cmd *cobra.Command, names []string, s cluster.Series) 
 	for _, x := range names {
 		expanded, err := cluster.ExpandNames(x)
 		if err != nil {
-			return wrong("%v", err)
+			return req, &usageError{what(err), hint(err)}
 		}
 		for _, name := range expanded {
 			n := req.Shared
@@ -444,7 +444,7 @@ func newNodeImport(g *globals) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			b, err := os.ReadFile(args[0])
 			if err != nil {
-				return err
+				return &usageError{err.Error(), "give a file that doppel node export wrote"}
 			}
 			inv, err := cluster.ParseInventory(b)
 			if err != nil {
