@@ -95,6 +95,12 @@ func connect(ctx context.Context, h *host, o Options, via *Conn) (*Conn, error) 
 		return nil, err
 	}
 	addr := net.JoinHostPort(h.name, strconv.Itoa(h.port))
+	a := &attempt{host: h, addr: addr, trust: known, options: o}
+	a.login = &login{host: h, prompt: a.prompt(), log: o.log()}
+	defer a.login.done()
+	if err := a.login.load(); err != nil {
+		return nil, err
+	}
 	raw, err := reach(ctx, h, addr, via)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -102,7 +108,7 @@ func connect(ctx context.Context, h *host, o Options, via *Conn) (*Conn, error) 
 		}
 		return nil, &DialError{Host: h.alias, Addr: addr, Err: err}
 	}
-	a := &attempt{host: h, addr: addr, conn: newWatched(raw), trust: known, options: o}
+	a.conn = newWatched(raw)
 	client, err := a.handshake(ctx)
 	if err != nil {
 		raw.Close()
@@ -159,10 +165,7 @@ func (a *attempt) handshake(ctx context.Context) (*ssh.Client, error) {
 	unhook := context.AfterFunc(ctx, func() { a.conn.Close() })
 	defer unhook()
 
-	prompt := a.prompt()
-	a.judge = &judge{host: a.host, trust: a.trust, prompt: prompt}
-	a.login = &login{host: a.host, prompt: prompt, log: a.options.log()}
-	defer a.login.done()
+	a.judge = &judge{host: a.host, trust: a.trust, prompt: a.login.prompt}
 	config := &ssh.ClientConfig{
 		Config: ssh.Config{Ciphers: ciphers[:]},
 		User:   a.host.user,

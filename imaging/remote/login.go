@@ -22,6 +22,7 @@ type login struct {
 	log    *slog.Logger
 
 	agent   net.Conn // to the user's ssh-agent
+	signers []ssh.Signer
 	allowed []string
 	tried   []string
 	fault   error // why something that would have been let in could not be used
@@ -53,7 +54,9 @@ func (l *login) stop() error {
 	return nil
 }
 
-func (l *login) keys() ([]ssh.Signer, error) {
+// load gathers the keys. Its errors are about what the user named and have
+// nothing to do with the host, so it comes before the host is reached.
+func (l *login) load() error {
 	var held []ssh.Signer
 	if l.host.agentSocket != "" {
 		var err error
@@ -64,16 +67,24 @@ func (l *login) keys() ([]ssh.Signer, error) {
 	}
 	ring, err := l.keyRing(held)
 	if err != nil {
-		l.fault = err
-		return nil, err
+		return err
 	}
-	var signers []ssh.Signer
 	for _, id := range ring {
 		for _, s := range id.signers() {
-			signers = append(signers, &noted{Signer: s, login: l, name: id.String()})
+			l.signers = append(l.signers, &noted{Signer: s, login: l, name: id.String()})
 		}
 	}
-	return signers, nil
+	return nil
+}
+
+func (l *login) keys() ([]ssh.Signer, error) { return l.signers, nil }
+
+// failed notes why a way in could not be used: the first time, or that the
+// user broke off.
+func (l *login) failed(err error) {
+	if l.fault == nil || errors.Is(err, context.Canceled) {
+		l.fault = err
+	}
 }
 
 func (l *login) agentKeys() ([]ssh.Signer, error) {
@@ -116,7 +127,7 @@ func (n *noted) SignWithAlgorithm(rand io.Reader, data []byte, algorithm string)
 		sig, err = n.Signer.Sign(rand, data)
 	}
 	if err != nil {
-		n.login.fault = err
+		n.login.failed(err)
 		n.login.tried = append(n.login.tried, fmt.Sprintf("which the host would take, but %v", err))
 	}
 	return sig, err
@@ -129,7 +140,7 @@ func (l *login) password() (string, error) {
 func (l *login) secret(question, what string) (string, error) {
 	answer, err := l.prompt(question, false)
 	if err != nil {
-		l.fault = err
+		l.failed(err)
 		return "", err
 	}
 	l.note(what)
@@ -158,7 +169,7 @@ func (l *login) challenge(name, instruction string, questions []string, echos []
 		}
 		answer, err := l.prompt(question, echos[i])
 		if err != nil {
-			l.fault = err
+			l.failed(err)
 			return nil, err
 		}
 		answers[i] = answer
