@@ -4,6 +4,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"doppel/imaging"
+	"doppel/imaging/store"
 )
 
 // Why is why a path may differ between a node and its image.
@@ -44,6 +47,22 @@ func Identity(role string) Table {
 		}
 	}
 	return t
+}
+
+// Permitted is an image as nodes of a role are given it: compute nodes get
+// nothing that belongs to one machine or to heads only. What is left out and is
+// on a node's disk all the same is one file too many there.
+func Permitted(m *imaging.Manifest, role string) *imaging.Manifest {
+	if role == roleHead {
+		return m
+	}
+	p := &imaging.Manifest{Head: m.Head}
+	for _, e := range m.List {
+		if e.Class.Audience() == store.Cluster {
+			p.List = append(p.List, e)
+		}
+	}
+	return p
 }
 
 // Rules are the table's lines, in the order in which they are tried.

@@ -35,7 +35,7 @@ func identityRules() []Rule {
 		runtime("logs", "var/log/**"),
 		runtime("state of system services", "var/lib/systemd/**", "var/lib/private/**", "var/lib/dbus", "var/lib/logrotate/**",
 			"var/lib/misc/**", "var/lib/ucf/**", "var/lib/apt/daily_lock", "var/lib/apt/periodic/**", "var/lib/apt/lists/**", "var/lib/dpkg/lock", "var/lib/dpkg/lock-frontend",
-			"var/lib/man-db/**", "var/lib/chrony/**", "var/lib/ntpsec/**", "var/lib/plymouth/**", "var/lib/sudo/**", "var/lib/polkit-1/**", "var/lib/udisks2/**", "var/lib/os-prober/**",
+			"var/lib/man-db/**", "var/lib/munge/**", "var/lib/chrony/**", "var/lib/ntpsec/**", "var/lib/plymouth/**", "var/lib/sudo/**", "var/lib/polkit-1/**", "var/lib/udisks2/**", "var/lib/os-prober/**",
 			"var/lib/initramfs-tools", "var/lib/grub/**"),
 		runtime("caches", "var/cache/**", "etc/ld.so.cache", "etc/udev/hwdb.bin", "usr/lib/udev/hwdb.bin", "etc/.updated", "var/.updated", "etc/.pwd.lock", "etc/adjtime", "etc/mtab"),
 		runtime("mail queues and spools", "var/spool/anacron/**", "var/spool/cron/atjobs/.SEQ", "var/spool/rsyslog/**", "var/mail/**"),

@@ -169,6 +169,7 @@ type nodeShown struct {
 	State   string `json:"state"`
 	UpFrom  string `json:"up_from"`
 	Runs    string `json:"runs"`
+	Reason  string `json:"reason"`
 	Install struct {
 		ID string `json:"id"`
 	} `json:"install"`

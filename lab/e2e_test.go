@@ -171,13 +171,17 @@ func (b *bench) node(name string) (n nodeShown) {
 	return n
 }
 
-// TestPowerCut cuts the power in the middle of an install, under SeaBIOS. The
-// machine boots into the same plan and finishes it.
-func TestPowerCut(t *testing.T) {
-	b := newBench(t, 15*time.Minute)
+// TestBadDays installs a machine under SeaBIOS, first from a store with a
+// flipped bit, which stops the install, then with the power cut in the middle,
+// after which the machine boots into the same plan and finishes it.
+func TestBadDays(t *testing.T) {
+	b := newBench(t, 20*time.Minute)
 	m := b.machine(MachineOptions{Name: "node001", Firmware: BIOS}, "10.77.0.11")
+	b.corruptChunk(m)
+
+	from := m.Console.Len()
 	b.doppel("deploy", "node001", "--image", "head@latest", "--yes")
-	if err := m.Console.Await(b.ctx, 0, regexp.MustCompile(`doppel: apply: .*\([3-9]\d%\)`)); err != nil {
+	if err := m.Console.Await(b.ctx, from, regexp.MustCompile(`doppel: apply: .*\([3-9]\d%\)`)); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Cut(); err != nil {
@@ -211,6 +215,70 @@ func TestPowerCut(t *testing.T) {
 	}
 	b.off(m, "10.77.0.11")
 	b.compare(m, after.Runs)
+}
+
+// corruptChunk deploys a machine while a bit of a pack is wrong, which must
+// fail the node with the chunk's name, and rights the bit.
+func (b *bench) corruptChunk(m *Machine) {
+	b.t.Helper()
+	pack, err := largest(filepath.Join(b.State, "store", "packs"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := flip(pack); err != nil {
+		b.t.Fatal(err)
+	}
+	if out, err := b.Run(b.ctx, "deploy", m.Name, "--image", "head@latest", "--watch", "--yes"); err == nil {
+		b.t.Fatalf("a machine was installed from a corrupt store:\n%s", out)
+	}
+	n := b.node(m.Name)
+	if n.State != "Failed" || !regexp.MustCompile(`chunk sha256:[0-9a-f]{64}`).MatchString(n.Reason) {
+		b.t.Errorf("the node is %s: %q; want Failed, naming the chunk", n.State, n.Reason)
+	}
+	if status := b.doppel("status"); !strings.Contains(status, n.Reason) {
+		b.t.Errorf("status does not give the reason:\n%s", status)
+	}
+	if err := flip(pack); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func largest(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	name, size := "", int64(-1)
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return "", err
+		}
+		if info.Size() > size {
+			name, size = filepath.Join(dir, e.Name()), info.Size()
+		}
+	}
+	return name, nil
+}
+
+// flip inverts a bit in the middle of a file.
+func flip(name string) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	var b [1]byte
+	at := info.Size() / 2
+	if _, err := f.ReadAt(b[:], at); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	b[0] ^= 0x10
+	_, err = f.WriteAt(b[:], at)
+	return errors.Join(err, f.Close())
 }
 
 // awaitLine runs a command until it prints a line that matches.

@@ -145,6 +145,8 @@ func (h *Head) furnish() error {
 		{"etc/hostname", h.Name + "\n", 0o644},
 		{"etc/hosts", fmt.Sprintf("127.0.0.1\tlocalhost\n127.0.1.1\t%s.cluster %s\n%s\tfileserver\n", h.Name, h.Name, h.Addr.Addr()), 0o644},
 		{"etc/network/interfaces", fmt.Sprintf("auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet static\n\taddress %s\n", h.Addr), 0o644},
+		// Its kernel speaks on the serial port, where the lab listens.
+		{"etc/default/grub", "GRUB_TIMEOUT=1\nGRUB_CMDLINE_LINUX=\"console=tty0 console=ttyS0,115200\"\nGRUB_TERMINAL=\"console serial\"\n", 0o644},
 		{"etc/machine-id", "0123456789abcdef0123456789abcdef\n", 0o444},
 		{"root/.ssh/authorized_keys", string(pub), 0o600},
 		{"etc/ssl/private/head.key", "-----BEGIN PRIVATE KEY-----\nonly for heads\n-----END PRIVATE KEY-----\n", 0o600},

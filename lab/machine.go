@@ -118,6 +118,7 @@ func (m *Machine) args(accel string) []string {
 	a := []string{
 		"-name", m.Name, "-machine", "q35,accel=" + accel, "-cpu", "max", "-smp", strconv.Itoa(m.CPUs),
 		"-m", strconv.Itoa(m.Memory), "-uuid", m.UUID, "-nodefaults", "-display", "none",
+		"-vga", "std", // GRUB on a BIOS hangs without one
 		"-serial", "stdio", "-monitor", "none",
 		"-netdev", "tap,id=n0,script=no,downscript=no,ifname=" + m.tap,
 		"-device", "virtio-rng-pci",

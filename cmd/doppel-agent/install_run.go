@@ -223,6 +223,7 @@ func openImage(ctx context.Context, o *clone.Orders) (*imaging.Manifest, *store.
 		*k.into = key
 	}
 	st := store.NewHTTP(o.Store, nil)
+	st.Tries = 100 // a head may have to be started again meanwhile
 	manifest, digest, err := imaging.ReadManifest(ctx, st, keys, o.Manifest)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)

@@ -58,7 +58,8 @@ func newImageCompare(g *globals) *cobra.Command {
 		Long: `Compare reads everything below DIR and says in what it differs from the
 version. With --role, DIR is the disk of an installed node of that role: what
 an install and a first boot may change is told apart, by doppel's table of
-identity files. Exit code 4 if anything else differs.`,
+identity files, and a compute node must not have what only heads may have. Exit
+code 4 if anything else differs.`,
 		Example:           "  doppel image compare head@latest /mnt/node001 --role compute",
 		Args:              exactArgs("REF", "DIR"),
 		ValidArgsFunction: complete(false, g.completeRef, completeFile),
@@ -72,6 +73,7 @@ identity files. Exit code 4 if anything else differs.`,
 			}
 			allowed := func(string, imaging.Difference) (string, bool) { return "", false }
 			if role != "" {
+				m = clone.Permitted(m, role)
 				table := clone.Identity(role)
 				allowed = func(path string, _ imaging.Difference) (string, bool) {
 					r, ok := table.Match(path)

@@ -18,9 +18,12 @@ import (
 // A transfer that breaks off or stalls goes on where it stopped by another
 // request. Only tries in a row that brought nothing are counted.
 type HTTP struct {
+	// Tries is how many in a row may bring nothing. The pauses between them
+	// grow to 8 s: 8 tries are some 24 s, 100 some 13 minutes.
+	Tries int
+
 	base   string
 	client *http.Client
-	tries  int           // in a row without progress
 	pause  time.Duration // before the second try; doubles with each further one, up to maxPause
 	stall  time.Duration // without a byte, after which a connection is given up
 }
@@ -45,7 +48,7 @@ func NewHTTP(base string, client *http.Client) *HTTP {
 	return &HTTP{
 		base:   strings.TrimRight(base, "/"),
 		client: client,
-		tries:  8, // some 24 seconds: a server may restart meanwhile
+		Tries:  8, // a server may restart meanwhile
 		pause:  250 * time.Millisecond,
 		stall:  30 * time.Second,
 	}
@@ -162,7 +165,7 @@ func (b *body) retry(try func() error) error {
 		if f := (fatal{}); errors.As(err, &f) {
 			return f.error
 		}
-		if b.failed++; b.failed >= b.h.tries {
+		if b.failed++; b.failed >= b.h.Tries {
 			return fmt.Errorf("reading %s %s: gave up after %d tries in a row without progress: %w", b.kind, b.id, b.failed, err)
 		}
 		t := time.NewTimer(min(maxPause, b.h.pause<<(b.failed-1)))

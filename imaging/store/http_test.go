@@ -109,7 +109,7 @@ func TestHTTPGivesUp(t *testing.T) {
 		if err == nil || len(got) != 5000 {
 			t.Errorf("%d bytes, %v", len(got), err)
 		}
-		if n := int(count.Load()); n != 1+h.tries-1 && n != 1+h.tries {
+		if n := int(count.Load()); n != 1+h.Tries-1 && n != 1+h.Tries {
 			t.Errorf("%d requests", n)
 		}
 	})
@@ -120,7 +120,7 @@ func TestHTTPGivesUp(t *testing.T) {
 		if _, err := openHTTP(h, id, 0, -1); err == nil || !strings.Contains(err.Error(), "503") {
 			t.Errorf("error: %v", err)
 		}
-		if int(count.Load()) != h.tries {
+		if int(count.Load()) != h.Tries {
 			t.Errorf("%d requests", count.Load())
 		}
 	})
@@ -140,14 +140,14 @@ func TestHTTPGivesUp(t *testing.T) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		})
-		h.stall, h.tries = 20*time.Millisecond, 2
+		h.stall, h.Tries = 20*time.Millisecond, 2
 		if _, err := openHTTP(h, id, 0, -1); !errors.Is(err, errStalled) && (err == nil || !strings.Contains(err.Error(), "ignores ranges")) {
 			t.Errorf("error: %v", err)
 		}
 	})
 	t.Run("never answers", func(t *testing.T) {
 		h, _ := badServer(t, func(n int, w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-		h.stall, h.tries = 20*time.Millisecond, 2
+		h.stall, h.Tries = 20*time.Millisecond, 2
 		if _, err := openHTTP(h, id, 0, -1); !errors.Is(err, errStalled) {
 			t.Errorf("error: %v", err)
 		}
