@@ -82,7 +82,7 @@ type headSpec struct {
 	config []string // lines of sshd_config, which come first
 	mounts []string // commands before sshd starts, in the namespace
 	noSFTP bool
-	port   int // 0: any
+	files  map[string]string // to copy into /srv
 }
 
 func newKey(t testing.TB) (ssh.Signer, ed25519.PrivateKey) {
@@ -141,11 +141,8 @@ func freePort(t testing.TB) int {
 func startHead(t *testing.T, spec headSpec, authorized ...ssh.PublicKey) *headServer {
 	t.Helper()
 	needRoot(t)
-	h := &headServer{t: t, dir: t.TempDir(), tree: t.TempDir(), port: spec.port}
+	h := &headServer{t: t, dir: t.TempDir(), tree: t.TempDir(), port: freePort(t)}
 	h.logged = sync.NewCond(&h.mu)
-	if h.port == 0 {
-		h.port = freePort(t)
-	}
 	// sshd looks at what leads to the keys of those who are not root.
 	for dir := h.dir; dir != os.TempDir(); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -161,6 +158,13 @@ func startHead(t *testing.T, spec headSpec, authorized ...ssh.PublicKey) *headSe
 	}
 	writeFile(t, filepath.Join(h.dir, "authorized_keys"), keys.String(), 0o644)
 	h.accounts()
+	for name, from := range spec.files {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(h.dir, name), string(text), 0o755)
+	}
 	config := append(spec.config,
 		"ListenAddress 127.0.0.1", "Port "+strconv.Itoa(h.port), "HostKey /srv/host_key", "PidFile none",
 		"AuthorizedKeysFile /srv/authorized_keys", "StrictModes no", "UsePAM no", "UseDNS no", "PermitRootLogin yes", "LogLevel VERBOSE")
