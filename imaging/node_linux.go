@@ -100,6 +100,9 @@ func readXattrs(fd int) ([]Xattr, error) {
 	}
 	var list []Xattr
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
+		if isShadow(name) {
+			continue
+		}
 		value, err := growing(func(b []byte) (int, error) { return unix.Getxattr(path, name, b) })
 		if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
 			continue // gone since, or listed though it is not there (some file systems do)
