@@ -127,6 +127,12 @@ func (t *table) request(r *request, c client, p Policy, now time.Time) outcome {
 }
 
 func (t *table) requestReserved(r *request, c client, p Policy, wanted netip.Addr, now time.Time) outcome {
+	if wanted != p.Addr && r.state() == selecting && t.offered[c] == wanted && t.offers[wanted].until.After(now) {
+		// The reservation came between our offer and the client's answer to
+		// it. OVMF that is refused then gives up IPv4 PXE for this boot; so the
+		// offer stands, and the loader's own DHCP gets the new address.
+		return t.requestPool(r, c, wanted, now)
+	}
 	if wanted != p.Addr {
 		// The reservation is newer than the lease. The machine is to let go
 		// of the address it has; nobody waits for its time to run out.
