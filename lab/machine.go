@@ -131,6 +131,8 @@ func (m *Machine) args(accel string) []string {
 		// Without the card's ROM, OVMF boots with its own PXE stack.
 		nic += ",romfile="
 		a = append(a,
+			// Nobody answers by IPv6 here, and OVMF would wait a minute for it.
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n",
 			"-drive", "if=pflash,format=raw,readonly=on,file="+ovmfCode,
 			"-drive", "if=pflash,format=raw,file="+m.Vars)
 	}

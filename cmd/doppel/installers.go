@@ -24,14 +24,15 @@ type installers struct {
 }
 
 // Installer finds or makes the installer of a version. Machines that ask
-// while it is being made wait for it.
+// while it is being made wait for it; it is made to its end also when the one
+// that asked first has gone.
 func (i *installers) Installer(ctx context.Context, ref, digest string) (pxe.Boot, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if b, ok := i.made[digest]; ok {
 		return b, nil
 	}
-	b, err := i.build(ctx, ref, digest)
+	b, err := i.build(context.WithoutCancel(ctx), ref, digest)
 	if err != nil {
 		return b, err
 	}
