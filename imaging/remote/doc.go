@@ -21,9 +21,12 @@
 // logged.
 //
 // Not guaranteed. A connection that ends between creating the temporary
-// directory and starting the agent leaves that directory: an empty one, or one
-// with the agent in it, in /tmp or its like, named doppel-*. Of ssh_config,
-// what needs programs to be run (Match exec, ProxyCommand) is not carried out;
-// ProxyCommand is refused in words. Compression, forwarding and multiplexing
-// mean nothing here.
+// directory and starting the agent leaves that directory, with or without the
+// agent in it, in /tmp or its like, named doppel-agent.*; the next capture by
+// the same login removes those older than two hours. Of ssh_config, what needs
+// programs to be run is not carried out: Match exec never matches, and
+// ProxyCommand is refused in words. StrictHostKeyChecking no is taken for
+// accept-new. Compression, forwarding and multiplexing mean nothing here.
+// Through SFTP, a directory that is renamed during the walk may take the walk
+// out of the tree; and what SFTP cannot carry is lost, and noted.
 package remote

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"io/fs"
 	"math"
 	"reflect"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -459,43 +457,3 @@ func TestQuestionsPassBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-func TestGreeting(t *testing.T) {
-	greet := func(version int) []byte {
-		var b bytes.Buffer
-		w := newFrameWriter(&b)
-		w.w.WriteString(magic)
-		w.write(kindHello, Hello{Version: version, Build: "x"}.encode())
-		w.flush()
-		return b.Bytes()
-	}
-	for _, c := range []struct {
-		name, in, want string
-	}{
-		{"quiet", string(greet(Version)), ""},
-		{"chatter", "Welcome to head!\n\x00doppel\nfortune: " + string(greet(Version)), ""},
-		{"other version", string(greet(Version + 1)), "version 2"},
-		{"no agent", "sh: 1: not found\n", "sh: 1: not found"},
-		{"flood", strings.Repeat("y\n", maxChatter), "no greeting"},
-		{"nothing", "", "ended early"},
-		{"half", magic + "\x20\x00\x00\x00\x10", "ended early"},
-		{"no hello", magic + "\x19\x00\x00\x00\x00", "in place of a greeting"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			client, err := NewClient(t.Context(), strings.NewReader(c.in), nopCloser{io.Discard}, "test", func() {})
-			switch {
-			case c.want == "" && err != nil:
-				t.Error(err)
-			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
-				t.Errorf("%v, want …%s…", err, c.want)
-			}
-			if client != nil {
-				client.Close()
-			}
-		})
-	}
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }
