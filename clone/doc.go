@@ -68,7 +68,7 @@
 // hardware. LVM, md, btrfs and dm-crypt are not laid out again. Files written
 // here carry no SELinux labels; an image that enforces SELinux needs
 // /.autorelabel. On UEFI, the ESP is mounted by the installer's kernel, which
-// needs vfat; an entry in the firmware's list is added, behind all others, but a
+// needs vfat; an entry in the firmware's list is added, right behind network boot, but a
 // firmware that refuses it starts the disk by the fallback path all the same.
 // Interrupted while keys are generated, an install comes to other keys.
 package clone

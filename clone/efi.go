@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"slices"
 	"unicode/utf16"
 
 	"github.com/google/uuid"
@@ -91,16 +92,23 @@ func appendUTF16(b []byte, s string) []byte {
 	return append(b, 0, 0)
 }
 
-// bootOrderWith puts entry n at the end of a BootOrder value that lacks it.
-// What the order has stays where it is: network boot goes before the disk, and
-// doppel tells the machine there to start from its disk.
-func bootOrderWith(order []byte, n uint16) []byte {
-	le := binary.LittleEndian
-	order = order[:len(order)/2*2]
+// bootOrderWith puts entry n into a BootOrder value that lacks it: right behind
+// current, the network boot that this machine came from, or else at the end.
+// What the order has stays in its order: network boot goes before the disk, and
+// doppel tells the machine there to start from its disk. What firmware would try
+// in between (network boot by HTTP, by IPv6, by other cards) waits a minute each
+// for a server that is not there.
+func bootOrderWith(order []byte, n uint16, current []byte) []byte {
+	order = bytes.Clone(order[:len(order)/2*2])
+	entry := binary.LittleEndian.AppendUint16(nil, n)
+	at := len(order)
 	for i := 0; i < len(order); i += 2 {
-		if le.Uint16(order[i:]) == n {
+		switch here := order[i : i+2]; {
+		case bytes.Equal(here, entry):
 			return order
+		case bytes.Equal(here, current):
+			at = i + 2
 		}
 	}
-	return le.AppendUint16(bytes.Clone(order), n)
+	return slices.Insert(order, at, entry...)
 }

@@ -71,7 +71,11 @@ func addBootEntry(dir string, plan *Plan, e BootEntry) error {
 	if err != nil {
 		return fmt.Errorf("add a boot entry: %w", err)
 	}
-	if wanted := bootOrderWith(order, number); !bytes.Equal(order, wanted) {
+	current, err := readEFIVar(dir, "BootCurrent") // not there on some firmware
+	if err != nil {
+		return fmt.Errorf("add a boot entry: %w", err)
+	}
+	if wanted := bootOrderWith(order, number, current); !bytes.Equal(order, wanted) {
 		if err := writeEFIVar(dir, "BootOrder", wanted); err != nil {
 			return fmt.Errorf("add a boot entry: %w", err)
 		}

@@ -39,7 +39,8 @@ func TestAddBootEntry(t *testing.T) {
 	}
 	set("Boot0000", efiOption{Attributes: 1, Label: "UEFI PXEv4"}.marshal()...)
 	set("Boot0001", efiOption{Attributes: 1, Label: "old disk"}.marshal()...)
-	set("BootOrder", 1, 0, 0, 0)
+	set("BootOrder", 0, 0, 1, 0)
+	set("BootCurrent", 0, 0)
 	plan := &Plan{Disk: Disk{Sector: 512}, Partitions: []Partition{{Number: 1, Start: mib, Size: espSize, GUID: "01020304-0506-0708-090A-0B0C0D0E0F10"}}}
 	e := BootEntry{Label: "doppel node001", Partition: 1, Loader: "EFI/BOOT/BOOTX64.EFI"}
 	for range 2 { // a second time changes nothing
@@ -47,7 +48,7 @@ func TestAddBootEntry(t *testing.T) {
 			t.Fatal(err)
 		}
 		order, err := readEFIVar(dir, "BootOrder")
-		if err != nil || !bytes.Equal(order, []byte{1, 0, 0, 0, 2, 0}) {
+		if err != nil || !bytes.Equal(order, []byte{0, 0, 2, 0, 1, 0}) {
 			t.Errorf("the order is %v, %v", order, err)
 		}
 		value, err := readEFIVar(dir, "Boot0002")
@@ -65,6 +66,15 @@ func TestAddBootEntry(t *testing.T) {
 	}
 	if names, err := filepath.Glob(filepath.Join(dir, "Boot0*")); err != nil || len(names) != 3 {
 		t.Errorf("entries %v, %v", names, err)
+	}
+	// What the machine was not started from has no place to go behind.
+	set("BootOrder", 1, 0, 0, 0)
+	set("BootCurrent", 9, 0)
+	if err := addBootEntry(dir, plan, e); err != nil {
+		t.Fatal(err)
+	}
+	if order, err := readEFIVar(dir, "BootOrder"); err != nil || !bytes.Equal(order, []byte{1, 0, 0, 0, 2, 0}) {
+		t.Errorf("the order is %v, %v", order, err)
 	}
 	// A machine without any order gets one.
 	if err := os.Remove(filepath.Join(dir, "BootOrder-"+efiGlobal)); err != nil {

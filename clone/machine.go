@@ -38,7 +38,7 @@ type Machine interface {
 	// Run runs a program with dir as its root directory.
 	Run(ctx context.Context, cmd Command) error
 	// BootEntry adds, or renews, the firmware's boot entry for the plan's
-	// ESP, behind all others.
+	// ESP, right behind the one that the machine was started from.
 	BootEntry(ctx context.Context, plan *Plan, e BootEntry) error
 	// Sync makes all that was written durable.
 	Sync(ctx context.Context) error
