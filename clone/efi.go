@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"strings"
 	"slices"
+	"strings"
 	"unicode/utf16"
 
 	"github.com/google/uuid"
