@@ -180,6 +180,7 @@ func startHead(t *testing.T, spec headSpec, authorized ...ssh.PublicKey) *headSe
 	}, spec.mounts...)
 	script = append(script, "exec /usr/sbin/sshd -D -e -f /srv/sshd_config")
 	h.cmd = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", strings.Join(script, "\n"))
+	h.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL} // a test that times out runs no cleanup
 	stderr, err := h.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
