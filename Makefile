@@ -11,6 +11,9 @@ SUDO     := $(shell test "$$(id -u)" = 0 || echo "sudo -E env PATH=$$PATH")
 GOFLAGS  := -trimpath
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 GO       := $(shell sh ./testdata/find-go.sh)
+ifeq ($(GO),)
+$(error there is no Go that can build this, and none could be installed: see above)
+endif
 
 # What the demo needs: a Debian tree, machines, their firmware, and iPXE.
 DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-linux openssh-client acl libcap2-bin attr
