@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -100,7 +99,7 @@ const (
 )
 
 func (d *demo) makeHead(ctx context.Context) error {
-	rig, err := NewRig(ctx, filepath.Join(os.TempDir(), "doppel-demo"), d.Bin, d.Out)
+	rig, err := NewRig(ctx, "/var/tmp/doppel-demo", d.Bin, d.Out)
 	if err != nil {
 		return err
 	}
