@@ -236,11 +236,12 @@ func isConsole(word string) bool {
 	return value != "" && strings.Trim(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,") == ""
 }
 
-// agentUnit starts the agent that reports the node up.
+// agentUnit starts the agent that reports the node up, which means that
+// somebody can log in.
 const agentUnit = `[Unit]
 Description=doppel's agent on an installed node
 Wants=network-online.target
-After=network-online.target
+After=network-online.target ssh.service sshd.service
 
 [Service]
 ExecStart=/usr/lib/doppel/doppel-agent node

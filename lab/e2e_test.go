@@ -318,6 +318,7 @@ func TestCloneOfADouble(t *testing.T) {
 		t.Fatalf("giving the disk a /home: %v\n%s", err, out)
 	}
 	from := first.Console.Len()
+	first.DiskFirst = true // network boot has been seen to lead there
 	if err := first.Start(b.ctx); err != nil {
 		t.Fatal(err)
 	}

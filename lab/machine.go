@@ -32,10 +32,13 @@ type MachineOptions struct {
 	CPUs     int      // [2]
 	DiskSize int64    // bytes [8 GB]; negative: no disk
 	Disk     string   // an existing raw disk to use in place of a blank one
+
+	// DiskFirst puts the disk before the card in the boot order.
+	DiskFirst bool
 }
 
 // Machine is a QEMU process with a disk and a card on the switch. Its card is
-// first in its boot order, always; its disk second.
+// first in its boot order, its disk second, unless DiskFirst says otherwise.
 type Machine struct {
 	MachineOptions
 	Vars    string   // UEFI variables
@@ -126,7 +129,11 @@ func (m *Machine) args(accel string) []string {
 	if accel == "kvm" {
 		a[5] = "host" // the value of -cpu
 	}
-	nic := "virtio-net-pci,netdev=n0,bootindex=0,mac=" + m.MAC
+	nicIndex, diskIndex := "0", "1"
+	if m.DiskFirst {
+		nicIndex, diskIndex = "1", "0"
+	}
+	nic := "virtio-net-pci,netdev=n0,mac=" + m.MAC + ",bootindex=" + nicIndex
 	if m.Firmware == UEFI {
 		// Without the card's ROM, OVMF boots with its own PXE stack.
 		nic += ",romfile="
@@ -140,7 +147,7 @@ func (m *Machine) args(accel string) []string {
 	if m.Disk != "" {
 		a = append(a,
 			"-drive", "if=none,id=d0,format=raw,cache=writeback,discard=unmap,file="+m.Disk,
-			"-device", "virtio-blk-pci,drive=d0,bootindex=1,serial=LAB-"+m.Name)
+			"-device", "virtio-blk-pci,drive=d0,serial=LAB-"+m.Name+",bootindex="+diskIndex)
 	}
 	return a
 }
