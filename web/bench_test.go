@@ -37,6 +37,7 @@ type bench struct {
 	machines *Machines
 	url      string
 	log      *lockedBuffer
+	head     imaging.Head // what the image says of itself
 	imageErr error
 	planErr  error
 	targets  []clone.Target
@@ -95,7 +96,7 @@ func commit(t *testing.T, c *cluster.Cluster, changes ...cluster.Change) {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, cluster: openCluster(t), keys: filepath.Join(t.TempDir(), "keys"), log: &lockedBuffer{}}
+	b := &bench{t: t, cluster: openCluster(t), keys: filepath.Join(t.TempDir(), "keys"), head: imaging.Head{Entries: 7}, log: &lockedBuffer{}}
 	var err error
 	if b.ca, err = OpenCA(b.keys, []string{"127.0.0.1"}); err != nil {
 		t.Fatal(err)
@@ -137,7 +138,7 @@ func (b *bench) Head(_ context.Context, d string, role cluster.Role) (Version, e
 	if b.imageErr != nil {
 		return Version{}, b.imageErr
 	}
-	v := Version{Head: imaging.Head{Entries: 7}, Manifest: store.Sum([]byte(d)), Packs: []store.ID{store.Sum([]byte("pack"))}}
+	v := Version{Head: b.head, Manifest: store.Sum([]byte(d)), Packs: []store.ID{store.Sum([]byte("pack"))}}
 	if role == cluster.Head {
 		v.Packs = append(v.Packs, store.Sum([]byte("head's pack")))
 	}
