@@ -88,9 +88,9 @@ func runCollect(ctx context.Context, g *globals, length time.Duration, auto bool
 	}
 	seen := map[cluster.MAC]bool{}
 	err = client.WatchSightings(ctx, func(s web.Seen) error {
-		// Counted are those that nobody has assigned yet, and whoever comes
-		// now: with --auto they are a node's at once.
-		if s.Node == "" || s.Last.After(began) {
+		// Counted is whoever comes now (with --auto it is a node's at once),
+		// and who waits from before to be assigned by hand.
+		if s.Last.After(began) || s.Node == "" && !auto {
 			seen[s.MAC] = true
 		}
 		if err := printSeen(out, g, s); err != nil {

@@ -180,21 +180,25 @@ func watchInstalls(ctx context.Context, g *globals, client *web.Client, armed []
 
 // node takes one node's state.
 func (w *watch) node(n cluster.Node) error {
-	if _, done := w.ended[n.Name]; done || n.Install == nil {
+	if _, done := w.ended[n.Name]; done {
 		return nil
 	}
 	text, ended, good := w.judge(n)
 	if ended {
 		w.ended[n.Name] = good
 	}
-	key := string(n.State) + n.Install.Stage + fmt.Sprint(ended)
+	install := cluster.Install{}
+	if n.Install != nil {
+		install = *n.Install
+	}
+	key := string(n.State) + install.Stage + fmt.Sprint(ended)
 	if key == w.last[n.Name] && !w.pace[n.Name].due() {
 		return nil
 	}
 	w.last[n.Name] = key
 	if w.json {
-		return printEvent(w.out, "node", map[string]any{"node": n.Name, "state": n.State, "stage": n.Install.Stage,
-			"done": n.Install.Done, "total": n.Install.Total, "detail": n.Install.Detail, "reason": n.Reason})
+		return printEvent(w.out, "node", map[string]any{"node": n.Name, "state": n.State, "stage": install.Stage,
+			"done": install.Done, "total": install.Total, "detail": install.Detail, "reason": n.Reason})
 	}
 	_, err := fmt.Fprintf(w.out, "%s  %-10s %s  %s\n", time.Now().Format(time.TimeOnly), n.State, n.Name, text)
 	return err
@@ -203,6 +207,8 @@ func (w *watch) node(n cluster.Node) error {
 // judge says how a node's install stands, and whether and how it has ended.
 func (w *watch) judge(n cluster.Node) (text string, ended, good bool) {
 	switch {
+	case n.Install == nil: // disarming forgets it
+		return "was disarmed", true, false
 	case n.Install.ID != w.ids[n.Name]:
 		return "was deployed again by somebody else", true, false
 	case n.State == cluster.Failed:

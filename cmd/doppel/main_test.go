@@ -14,13 +14,13 @@ import (
 
 // TestMain lets scripts run doppel as a process of its own, out of the test's
 // binary. It is given the script's own configuration and state, and leaves its
-// exit code for the command "code".
+// exit code for the command "code" (in another file, where CODE_OF says so).
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"doppel": func() {
 			work := os.Getenv("WORK")
 			code := run(append([]string{"--config", filepath.Join(work, "doppel.toml"), "--state", filepath.Join(work, "state")}, os.Args[1:]...))
-			if err := os.WriteFile(filepath.Join(work, ".code"), []byte(strconv.Itoa(code)), 0o666); err != nil {
+			if err := os.WriteFile(filepath.Join(work, ".code"+os.Getenv("CODE_OF")), []byte(strconv.Itoa(code)), 0o666); err != nil {
 				panic(err)
 			}
 			os.Exit(code)
