@@ -106,6 +106,7 @@ type BeginBoot struct {
 type Enrol struct {
 	Node string `json:"node"`
 	Boot string `json:"boot"`
+	Key  string `json:"key,omitempty"` // SHA-256 of its public key, in hexadecimal
 }
 
 // BeginInstall says that a node was given its plan.

@@ -129,6 +129,9 @@ func (c Enrol) prepare(s *state, at time.Time) (Change, error) {
 	if n.Install.Enrolled {
 		return nil, refuse("boot the machine again", "this boot of %s has enrolled already", n.Name)
 	}
+	if c.Key != text(c.Key, maxField) {
+		return nil, fmt.Errorf("enrolling %s: %s is no digest of a key", c.Node, quoteName(c.Key))
+	}
 	return c, nil
 }
 
@@ -137,7 +140,7 @@ func (c Enrol) apply(s *state, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	n.Install.Enrolled = true
+	n.Install.Enrolled, n.Install.BootKey = true, c.Key
 	s.putNode(n.Name, n)
 	s.tell(at, "enrol", n, n.Name+"'s installer has enrolled")
 	return nil

@@ -65,6 +65,9 @@ type Install struct {
 	Armed    time.Time `json:"armed"`
 	Boot     string    `json:"boot,omitempty"`     // nonce of the boot whose first caller may enrol
 	Enrolled bool      `json:"enrolled,omitempty"` // that caller has come
+	// BootKey is the SHA-256, in hexadecimal, of the public key of the boot
+	// that enrolled last; certificates of earlier boots are worth nothing.
+	BootKey  string    `json:"boot_key,omitempty"`
 	Stage    string    `json:"stage,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
 	Done     int64     `json:"done,omitempty"`  // bytes

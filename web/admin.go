@@ -87,7 +87,7 @@ func (a *Admin) status(http.ResponseWriter, *http.Request) (any, error) {
 	now := a.Cluster.Now()
 	s := &Status{
 		Version: a.Version, Started: a.Started, Now: now, Counts: map[cluster.State]int{},
-		Nodes: snap.Nodes, Collection: snap.Collection, Collecting: snap.Collection.Open(now),
+		Nodes: discreet(snap.Nodes), Collection: snap.Collection, Collecting: snap.Collection.Open(now),
 		Unassigned: []cluster.Sighting{},
 	}
 	assigned := map[cluster.MAC]bool{}
@@ -108,15 +108,29 @@ func (a *Admin) status(http.ResponseWriter, *http.Request) (any, error) {
 	return s, nil
 }
 
+// all lists the inventory as it is shown.
+func (a *Admin) all() []cluster.Node { return discreet(a.Cluster.Nodes()) }
+
+// discreet takes the nonces of boots out: they let a machine enrol, and what
+// is shown here is pasted into tickets.
+func discreet(nodes []cluster.Node) []cluster.Node {
+	for _, n := range nodes {
+		if n.Install != nil {
+			n.Install.Boot = ""
+		}
+	}
+	return nodes
+}
+
 // nodes lists the nodes of ?node=EXPRESSION…, or all; with ?follow=true again
 // whenever one of them has changed.
 func (a *Admin) nodes(w http.ResponseWriter, r *http.Request) (any, error) {
 	expressions := r.URL.Query()["node"]
 	list := func() ([]cluster.Node, error) {
 		if len(expressions) == 0 {
-			return a.Cluster.Nodes(), nil
+			return a.all(), nil
 		}
-		return cluster.Select(a.Cluster.Nodes(), expressions...)
+		return cluster.Select(a.all(), expressions...)
 	}
 	follow, err := flag(r, "follow")
 	if err != nil {
@@ -140,7 +154,7 @@ func (a *Admin) show(name string) (any, error) {
 
 // one finds the one node that an expression names.
 func (a *Admin) one(name string) (cluster.Node, error) {
-	nodes, err := cluster.Select(a.Cluster.Nodes(), name)
+	nodes, err := cluster.Select(a.all(), name)
 	if err != nil {
 		return cluster.Node{}, err
 	}
@@ -192,6 +206,7 @@ func (a *Admin) change(ctx context.Context, dryRun bool, nodes []cluster.Node, c
 	if err != nil {
 		return nil, err
 	}
+	after = discreet(after)
 	names := map[string]bool{}
 	for _, n := range nodes {
 		names[n.Name] = true
@@ -219,7 +234,7 @@ func (a *Admin) selected(expressions []string) ([]cluster.Node, error) {
 	if len(expressions) == 0 {
 		return nil, problemf(http.StatusBadRequest, "name nodes, as in n[001-016]", "no nodes were named")
 	}
-	return cluster.Select(a.Cluster.Nodes(), expressions...)
+	return cluster.Select(a.all(), expressions...)
 }
 
 // each carries out one change for each of the nodes named, all or none, and

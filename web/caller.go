@@ -49,7 +49,7 @@ func (m *Machines) caller(r *http.Request, boot bool) (Identity, *x509.Certifica
 // booting finds the node of a boot's certificate, which is worth nothing once
 // the install it was for is over or taken back.
 func (m *Machines) booting(r *http.Request) (cluster.Node, error) {
-	id, _, err := m.caller(r, true)
+	id, crt, err := m.caller(r, true)
 	if err != nil {
 		return cluster.Node{}, err
 	}
@@ -64,7 +64,17 @@ func (m *Machines) booting(r *http.Request) (cluster.Node, error) {
 	case !n.Install.Finished.IsZero():
 		return cluster.Node{}, problemf(http.StatusForbidden, "", "the install of %s is finished", n.Name)
 	}
-	return n, nil
+	return n, newest(n, crt)
+}
+
+// newest refuses the certificate of a boot that is not the one that enrolled
+// last for the node's install: it is an earlier boot's, or that of a second
+// machine with the same MAC.
+func newest(n cluster.Node, crt *x509.Certificate) error {
+	if n.Install.BootKey != keyDigest(crt) {
+		return problemf(http.StatusForbidden, "boot the machine again", "another boot of %s has enrolled since", n.Name)
+	}
+	return nil
 }
 
 // forbid makes of a rule that was broken by a machine a 403.

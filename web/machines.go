@@ -129,9 +129,13 @@ func (m *Machines) enrol(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	crt, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("reading a certificate just made: %w", err)
+	}
 	// Of all callers of a boot, one passes here; whatever was said above may
 	// have changed, and is checked again.
-	if err := forbid(m.Cluster.Commit(r.Context(), cluster.Enrol{Node: n.Name, Boot: body.Boot})); err != nil {
+	if err := forbid(m.Cluster.Commit(r.Context(), cluster.Enrol{Node: n.Name, Boot: body.Boot, Key: keyDigest(crt)})); err != nil {
 		return nil, err
 	}
 	m.Log.Info("enrolled", "node", n.Name, "addr", addr)
@@ -222,13 +226,21 @@ func (m *Machines) target(n cluster.Node, head imaging.Head) clone.Target {
 
 // report takes a machine's word on a stage.
 func (m *Machines) report(w http.ResponseWriter, r *http.Request) (any, error) {
-	id, _, err := m.caller(r, true)
+	id, crt, err := m.caller(r, true)
 	if err != nil {
 		return nil, err
 	}
 	var body clone.Report
 	if err := readBody(w, r, maxWord, &body); err != nil {
 		return nil, err
+	}
+	if body.Stage == clone.StageFailed && body.Install == "" {
+		body.Install = id.Install // it failed before it was given a plan
+	}
+	if n, ok := m.Cluster.Node(id.Node); ok && n.Install != nil && n.Install.ID == id.Install {
+		if err := newest(n, crt); err != nil {
+			return nil, err
+		}
 	}
 	if body.Install != id.Install {
 		return nil, problemf(http.StatusForbidden, "", "this certificate is not for the install %.80q", body.Install)
