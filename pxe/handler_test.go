@@ -33,7 +33,7 @@ const install = "6B7A9D5E-0000-4000-8000-0123456789AB"
 
 // testCluster is a cluster with one node, node001, that has a machine, and
 // leases for it and for an unknown machine. now moves its clock.
-func testCluster(t *testing.T) (c *cluster.Cluster, now *time.Time) {
+func testCluster(t testing.TB) (c *cluster.Cluster, now *time.Time) {
 	t.Helper()
 	now = new(time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC))
 	c, err := cluster.Open(filepath.Join(t.TempDir(), "cluster.db"), cluster.Options{
@@ -57,14 +57,14 @@ func testCluster(t *testing.T) (c *cluster.Cluster, now *time.Time) {
 	return c, now
 }
 
-func commit(t *testing.T, c *cluster.Cluster, changes ...cluster.Change) {
+func commit(t testing.TB, c *cluster.Cluster, changes ...cluster.Change) {
 	t.Helper()
 	if err := c.Commit(t.Context(), changes...); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func arm(t *testing.T, c *cluster.Cluster) {
+func arm(t testing.TB, c *cluster.Cluster) {
 	t.Helper()
 	commit(t, c, cluster.Arm{Node: "node001", Install: install, Image: "head@3", Digest: store.Sum([]byte("head")).String(), After: "reboot"})
 }
@@ -79,7 +79,7 @@ func (i installers) Installer(ctx context.Context, _, _ string) (Boot, error) {
 	return i.boot, i.err
 }
 
-func testHandler(t *testing.T, c *cluster.Cluster) *Handler {
+func testHandler(t testing.TB, c *cluster.Cluster) *Handler {
 	t.Helper()
 	dir := t.TempDir()
 	b := Boot{Release: "6.1.0", Machine: "x86_64", KernelDigest: store.Sum([]byte("a kernel")), InitrdDigest: store.Sum([]byte("an initrd"))}
