@@ -47,7 +47,8 @@
 // and by content, since sizes and times say nothing after a power cut; the
 // stages behind it come to the same however often they are done. A chunk that
 // is not what it should be stops the install before a file is made of it, and
-// the error names it. A disk that anything has mounted is not partitioned
+// the error names it. Right before the first write the caller is asked once more
+// whether it still may be (InstallOptions.Permit). A disk that anything has mounted is not partitioned
 // (O_EXCL). Programs of the image run chrooted, and see no block device but the
 // plan's. When Install returns, nothing is left mounted, and without an error
 // all of it is durable.

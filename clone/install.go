@@ -23,6 +23,10 @@ type InstallOptions struct {
 	// Certificate asks for the node's own credentials. It is called once,
 	// when all else is in place.
 	Certificate func(ctx context.Context) (Credentials, error)
+	// Permit is asked right before the disk is first written, whether it
+	// still may be; it waits for the answer as long as it takes, and an error
+	// ends the install with the disk as it was. Nil: it may.
+	Permit func(ctx context.Context) error
 	// Report takes the stages as they come; it must not block for long.
 	// StageFailed and StageFinish are the caller's to send: Install returns
 	// its error, or nil when all is durable and unmounted.
@@ -72,7 +76,11 @@ func Install(ctx context.Context, m Machine, plan *Plan, image *imaging.Manifest
 		{StageAgent, in.agent},
 	} {
 		in.report(s.stage, "", 0, 0)
-		if err := s.do(ctx); err != nil {
+		err := context.Cause(ctx) // not every step of a stage looks at it
+		if err == nil {
+			err = s.do(ctx)
+		}
+		if err != nil {
 			in.unmountAll(context.WithoutCancel(ctx), s.stage)
 			return &StageError{Stage: s.stage, Err: err}
 		}
@@ -108,6 +116,11 @@ func (in *install) partition(ctx context.Context) error {
 	have, err := in.m.ReadTable(ctx, in.plan.Disk.Path)
 	if err != nil {
 		return err
+	}
+	if in.o.Permit != nil {
+		if err := in.o.Permit(ctx); err != nil {
+			return err
+		}
 	}
 	in.resumed = have != nil && strings.EqualFold(have.GUID, in.plan.ID) && sameTable(have.Partitions, in.plan.Partitions)
 	if !in.resumed {

@@ -10,7 +10,7 @@ import (
 //
 //  1. a disk that already carries this install is the one: it continues there;
 //  2. else the disk the operator named, by path, by a link below /dev/disk, by
-//     serial number or by WWN;
+//     serial number or by WWN, if that is the name of one alone;
 //  3. else the only disk that is writable, fixed, not on USB, and large enough.
 //     Several: the choice is the operator's.
 func chooseDisk(t Target, hw Hardware, need int64) (Disk, string, error) {
@@ -57,27 +57,43 @@ func chooseDisk(t Target, hw Hardware, need int64) (Disk, string, error) {
 }
 
 func namedDisk(t Target, hw Hardware, need int64) (Disk, string, error) {
-	var verdicts []DiskVerdict
+	var meant []Disk
+	var others, verdicts []DiskVerdict
 	for _, d := range hw.Disks {
-		how := namedBy(d, t.Disk)
-		if how == "" {
-			verdicts = append(verdicts, DiskVerdict{Disk: d, Why: "has another name"})
+		if namedBy(d, t.Disk) == "" {
+			others = append(others, DiskVerdict{Disk: d, Why: "has another name"})
 			continue
 		}
-		if why := unfit(d, need); why != "" {
-			return Disk{}, "", &DiskError{
-				What:     fmt.Sprintf("the disk %s of %s does not qualify", t.Disk, t.Node),
-				Hint:     "name another with --disk",
-				Verdicts: []DiskVerdict{{Disk: d, Why: why}},
-			}
+		meant = append(meant, d)
+		verdicts = append(verdicts, DiskVerdict{Disk: d, Why: unfit(d, need)})
+	}
+	switch {
+	case len(meant) == 0:
+		return Disk{}, "", &DiskError{
+			What:     fmt.Sprintf("%s has no disk %s", t.Node, t.Disk),
+			Hint:     "name one of these with --disk",
+			Verdicts: others,
 		}
-		return d, fmt.Sprintf("named by the operator, by its %s %s", how, t.Disk), nil
+	case slices.ContainsFunc(meant, func(d Disk) bool { return !sameDisk(d, meant[0]) }):
+		return Disk{}, "", &DiskError{
+			What:     fmt.Sprintf("%s has %d disks that %s names", t.Node, len(meant), t.Disk),
+			Hint:     fmt.Sprintf("name one by what it alone has: doppel deploy %s --disk %s", t.Node, meant[0].Path),
+			Verdicts: verdicts,
+		}
+	case verdicts[0].Why != "":
+		return Disk{}, "", &DiskError{
+			What:     fmt.Sprintf("the disk %s of %s does not qualify", t.Disk, t.Node),
+			Hint:     "name another with --disk",
+			Verdicts: verdicts[:1],
+		}
 	}
-	return Disk{}, "", &DiskError{
-		What:     fmt.Sprintf("%s has no disk %s", t.Node, t.Disk),
-		Hint:     "name one of these with --disk",
-		Verdicts: verdicts,
-	}
+	return meant[0], fmt.Sprintf("named by the operator, by its %s %s", namedBy(meant[0], t.Disk), t.Disk), nil
+}
+
+// sameDisk tells whether two of a machine's disks are one, seen by two paths.
+// Serial numbers do not tell: RAID controllers show their own for all volumes.
+func sameDisk(a, b Disk) bool {
+	return a.Path == b.Path || a.WWN != "" && strings.EqualFold(a.WWN, b.WWN)
 }
 
 // namedBy tells by which of its names a disk is meant; empty: it is not.
