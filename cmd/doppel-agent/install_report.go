@@ -20,6 +20,7 @@ type reporter struct {
 
 	mu      sync.Mutex
 	pending []clone.Report
+	waiting []chan struct{} // closed when all that was pending has been taken by the head
 	news    chan struct{}
 	ended   chan struct{}
 	printed time.Time
@@ -44,6 +45,25 @@ func (r *reporter) report(w clone.Report) {
 	select {
 	case r.news <- struct{}{}:
 	default:
+	}
+}
+
+// confirm waits until the head has taken every word so far, however long it
+// does not answer. When it refuses one, that is the error.
+func (r *reporter) confirm(ctx context.Context) error {
+	taken := make(chan struct{})
+	r.mu.Lock()
+	r.waiting = append(r.waiting, taken)
+	r.mu.Unlock()
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
+	select {
+	case <-taken:
+		return context.Cause(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
@@ -86,7 +106,10 @@ func (r *reporter) carry(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		words := r.take()
+		r.mu.Lock()
+		words, waiting := r.pending, r.waiting
+		r.pending, r.waiting = nil, nil
+		r.mu.Unlock()
 		for i, w := range words {
 			if _, err := r.head.ask(ctx, "/v1/report", w, nil); err != nil {
 				var no *refusal
@@ -96,6 +119,9 @@ func (r *reporter) carry(ctx context.Context) {
 				r.putBack(words[i:])
 				return
 			}
+		}
+		for _, taken := range waiting {
+			close(taken)
 		}
 		select {
 		case <-tick.C:

@@ -182,6 +182,7 @@ func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.Pr
 	err = clone.Install(ctx, clone.NewLinux(), o.Plan, manifest, vault, clone.InstallOptions{
 		Work: workDir, Agent: agent,
 		Certificate: func(ctx context.Context) (clone.Credentials, error) { return in.certificate(ctx) },
+		Permit:      r.confirm,
 		Report:      r.report,
 		Log:         slog.New(slog.NewTextHandler(lineWriter{in.screen}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
