@@ -233,10 +233,16 @@ func libraryDirs(root string) []string {
 			dirs = append(dirs, d)
 		}
 	}
-	var read func(name string, depth int)
-	read = func(name string, depth int) {
+	// Files may include each other in circles; each is read once.
+	seen := make(map[string]bool)
+	var read func(name string)
+	read = func(name string) {
+		if name = path.Clean(name); seen[name] {
+			return
+		}
+		seen[name] = true
 		b, err := os.ReadFile(filepath.Join(root, name))
-		if err != nil || depth > 4 {
+		if err != nil {
 			return
 		}
 		for line := range strings.Lines(string(b)) {
@@ -252,14 +258,14 @@ func libraryDirs(root string) []string {
 					continue
 				}
 				for _, f := range found {
-					read(f, depth+1)
+					read(f)
 				}
 			} else if line != "" {
 				add(line)
 			}
 		}
 	}
-	read("etc/ld.so.conf", 0)
+	read("etc/ld.so.conf")
 	for _, d := range []string{"lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu", "lib64", "usr/lib64", "lib", "usr/lib"} {
 		add(d)
 	}
