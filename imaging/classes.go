@@ -68,12 +68,24 @@ var secretRules = [...]rule{
 	{ClassCluster, "etc/shadow-"},
 	{ClassCluster, "etc/gshadow"},
 	{ClassCluster, "etc/gshadow-"},
-	{ClassCluster, "etc/security/opasswd"},
 	{ClassCluster, "etc/sssd/sssd.conf"}, // may hold a bind password; sssd needs it
 	{ClassCluster, "etc/sssd/conf.d/*"},
 	{ClassCluster, "etc/nslcd.conf"},
 	{ClassCluster, "etc/NetworkManager/system-connections/*"},
 	{ClassCluster, "etc/netplan/*"},
+
+	// Copies of hashes of passwords: an install locks those in the files above.
+	{ClassHead, "etc/shadow.*"}, // pwck, rpmsave
+	{ClassHead, "etc/gshadow.*"},
+	{ClassHead, "var/backups/shadow.bak"}, // Debian, daily
+	{ClassHead, "var/backups/gshadow.bak"},
+	{ClassHead, "etc/security/opasswd"}, // the passwords before
+	{ClassHead, "var/lib/sss/db/**"},    // cached credentials
+	{ClassHead, "var/lib/sss/secrets/**"},
+	{ClassHead, "var/lib/cloud/**/user-data.txt*"}, // cloud-init's, with first passwords
+	// Memory of the head's services.
+	{ClassHead, "var/lib/systemd/coredump/**"},
+	{ClassHead, "var/crash/**"},
 
 	// slurm: the JWT key signs anyone's token, and the database's password.
 	{ClassHead, "etc/slurm/jwt_hs256.key"},
@@ -119,8 +131,9 @@ var secretRules = [...]rule{
 	{ClassHead, "etc/mysql/debian.cnf"},
 	{ClassHead, "root/.my.cnf"},
 	{ClassHead, "root/.pgpass"},
-	{ClassHead, "var/lib/mysql/**/*.pem"},
-	{ClassHead, "var/lib/postgresql/**/server.key"},
+	{ClassHead, "var/lib/mysql/**"}, // the accounts are tables
+	{ClassHead, "var/lib/postgresql/**"},
+	{ClassHead, "var/lib/pgsql/**"}, // Red Hat
 	{ClassHead, "etc/redis/redis.conf"},
 	// Cluster managers and file systems whose admin rights are in a file.
 	{ClassHead, "etc/corosync/authkey"},
@@ -186,7 +199,7 @@ func compileRules() map[string][]compiledRule {
 // rulesDigest changes with the rules and with how DetectSecret decides: what a
 // capture knew under others is not relied on.
 func rulesDigest() [sha256.Size]byte {
-	return sha256.Sum256(fmt.Appendf(nil, "detect 1 %v", secretRules))
+	return sha256.Sum256(fmt.Appendf(nil, "detect 2 %v", secretRules))
 }
 
 // Classify tells the class of the regular file at path by the table of
@@ -199,6 +212,10 @@ func Classify(path string) (c Class, known bool) {
 			return r.class, true
 		}
 	}
+	// The audience keys of a doppel whose state is not in /var/lib/doppel.
+	if strings.HasSuffix(path, "/keys/head.key") || strings.HasSuffix(path, "/keys/cluster.key") {
+		return ClassHead, true
+	}
 	return ClassNone, false
 }
 
@@ -207,15 +224,24 @@ const detectLength = 64 << 10
 
 // DetectSecret tells whether the beginning of a file holds a private key: PEM
 // of any kind and OpenSSH's, also inside YAML, JSON or a shell script, an age
-// identity, PuTTY's format. A program that merely knows the words holds none:
+// identity, PuTTY's format; or the memory of a machine: a swap file (mkswap(8)
+// signs the end of its first page). A program that merely knows the words holds none:
 // what follows them must look like a key.
 func DetectSecret(head []byte) bool {
 	head = head[:min(len(head), detectLength)]
 	if bytes.HasPrefix(head, []byte("PuTTY-User-Key-File-")) {
 		return true
 	}
+	if len(head) >= pageSize && string(head[pageSize-len(swapSignature):pageSize]) == swapSignature {
+		return true
+	}
 	return detectPEM(head) || detectAge(head)
 }
+
+const (
+	pageSize      = 4096 // of every kernel that doppel installs by default
+	swapSignature = "SWAPSPACE2"
+)
 
 // detectPEM looks for -----BEGIN … PRIVATE KEY----- and a beginning of base64
 // or of the headers of RFC 1421 behind it (RFC 7468, section 2 and 10 to 11).
