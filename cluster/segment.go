@@ -12,8 +12,7 @@ func (c Sight) prepare(s *state, at time.Time) (Change, error) {
 	if !c.MAC.Unicast() {
 		return nil, refuse("", "%s is a group address, no machine's own", c.MAC)
 	}
-	c.Arch, c.UUID = text(c.Arch, maxField), text(c.UUID, maxField)
-	c.VendorClass, c.Interface = text(c.VendorClass, maxField), text(c.Interface, maxField)
+	c.clean()
 	old, seen := s.sightings[c.MAC]
 	if c.Count = max(c.Count, old.Count+1); seen {
 		c.First = old.First
@@ -26,6 +25,12 @@ func (c Sight) prepare(s *state, at time.Time) (Change, error) {
 	}
 	c.First, c.Last = c.First.UTC(), c.Last.UTC()
 	return c, nil
+}
+
+// clean makes what a machine says of itself fit to keep.
+func (v *Sighting) clean() {
+	v.Arch, v.UUID = text(v.Arch, maxField), text(v.UUID, maxField)
+	v.VendorClass, v.Interface = text(v.VendorClass, maxField), text(v.Interface, maxField)
 }
 
 func (c Sight) apply(s *state, at time.Time) error {

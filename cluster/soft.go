@@ -30,6 +30,7 @@ func newSoft() soft {
 // is no node's to the next free node.
 func (c *Cluster) Sight(ctx context.Context, v Sighting) error {
 	at := c.options.now()
+	v.clean()
 	v.First, v.Last, v.Count = at, at, 1
 	changes, known := c.sightAgain(v, at)
 	if known && len(changes) == 0 {
