@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -247,16 +249,13 @@ it is deployed again.`,
 	}
 }
 
-// nodeUsing names a node that runs or is to get a version, when a daemon is
-// there to ask.
+// nodeUsing names a node that runs or is to get a version: by the word of the
+// daemon, or of the state where none runs.
 func nodeUsing(ctx context.Context, g *globals, ref string) (string, error) {
-	if _, err := os.Stat(g.socket()); err != nil {
-		return "", nil
-	}
 	nodes, err := g.client().Nodes(ctx)
 	var down *web.Error
 	if errors.As(err, &down) && down.Status == 0 {
-		return "", nil
+		nodes, err = nodesOnDisk(filepath.Join(g.state, "cluster.db"))
 	}
 	if err != nil {
 		return "", err
@@ -270,4 +269,17 @@ func nodeUsing(ctx context.Context, g *globals, ref string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// nodesOnDisk reads the inventory of a state that no daemon owns.
+func nodesOnDisk(path string) ([]cluster.Node, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	c, err := cluster.Open(path, cluster.Options{})
+	if err != nil {
+		return nil, err
+	}
+	nodes := c.Nodes()
+	return nodes, c.Close()
 }

@@ -208,19 +208,30 @@ node runs or is about to get is refused.`,
 	return c
 }
 
+// refuseUsed refuses to remove what a node runs or is to get.
+func refuseUsed(ctx context.Context, g *globals, v imaging.Version) error {
+	user, err := nodeUsing(ctx, g, v.Ref())
+	if err == nil && user != "" {
+		err = &hintError{errors.New(user), "deploy another version there first, or doppel disarm it"}
+	}
+	return err
+}
+
 func runImageRm(ctx context.Context, g *globals, ref string, yes, dryRun bool, out io.Writer) error {
 	c, v, err := g.open(ctx, ref)
 	if err != nil {
 		return err
 	}
-	if user, err := nodeUsing(ctx, g, v.Ref()); err != nil {
+	if err := refuseUsed(ctx, g, v); err != nil {
 		return err
-	} else if user != "" {
-		return &hintError{errors.New(user), "deploy another version there first, or doppel disarm it"}
 	}
 	did := "would remove"
 	if !dryRun {
 		if err := confirm(ctx, yes, fmt.Sprintf("remove %s, captured %s from %s?", v.Ref(), v.Time.Local().Format(time.DateTime), printable(v.Source))); err != nil {
+			return err
+		}
+		// Whoever was asked may have taken time to answer.
+		if err := refuseUsed(ctx, g, v); err != nil {
 			return err
 		}
 		// By its number: a newer version may have become the latest.
