@@ -1,9 +1,11 @@
 package web
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"doppel/clone"
 	"doppel/cluster"
@@ -104,5 +106,31 @@ func TestNonceIsNotShown(t *testing.T) {
 	}
 	if n, _ := o.cluster.Node("node001"); n.Install.Boot != boot1 {
 		t.Error("the nonce is forgotten")
+	}
+}
+
+// A head whose clock said 1970 finds a time server during an install: the
+// installer's certificate is good before and after.
+func TestBootCertificateOutlastsTheClock(t *testing.T) {
+	now := time.Unix(100, 0)
+	ca, err := openCA(t.TempDir(), []string{"10.77.0.1"}, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := ca.IssueBoot(newCSR(t), "node001", "I")
+	if err != nil {
+		t.Fatal(err)
+	}
+	crt, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, now = range []time.Time{now, time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)} {
+		_, err = crt.Verify(x509.VerifyOptions{
+			Roots: ca.TLS().ClientCAs, CurrentTime: ca.TLS().Time(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		})
+		if err != nil {
+			t.Errorf("at %v: %v", now, err)
+		}
 	}
 }

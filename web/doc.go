@@ -13,7 +13,8 @@
 // that its installed system keeps.
 //
 // Certificates are taken back by state, not by lists. A boot certificate is
-// worth something while its node is armed or installing by its install. A
+// worth something while its node is armed or installing by its install, and no
+// later boot of the node has enrolled. A
 // node's own certificate is worth something while it is the last one that the
 // node was given: assigning the node to another machine, or installing it
 // again, ends the one before.

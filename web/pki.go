@@ -242,9 +242,14 @@ func (ca *CA) TLS() *tls.Config {
 }
 
 // IssueBoot gives a machine a certificate for one boot of an install. The
-// request's subject is ignored.
+// request's subject is ignored. While this clock is known to be wrong it does
+// not say when the certificate ends: it may be put right during the install.
 func (ca *CA) IssueBoot(csr []byte, node, install string) ([]byte, error) {
-	return ca.issue(csr, Identity{Boot: true, Node: node, Install: install}, ca.clock().Add(bootValidity))
+	until := ca.clock().Add(bootValidity)
+	if !ca.now().After(epoch) {
+		until = ca.cert.NotAfter
+	}
+	return ca.issue(csr, Identity{Boot: true, Node: node, Install: install}, until)
 }
 
 // IssueNode gives a node its own certificate.
