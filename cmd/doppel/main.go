@@ -98,6 +98,7 @@ from the network.`,
 	}
 	group(root)
 	root.SetHelpCommand(newHelp())
+	root.AddCommand(newMan())
 	addCompletion(root)
 	return root
 }

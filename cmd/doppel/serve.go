@@ -25,13 +25,14 @@ import (
 )
 
 func newServe(g *globals) *cobra.Command {
-	var verbose bool
+	var verbose, besideOthers bool
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "The daemon: DHCP, TFTP, boot files, plans and keys",
 		Long: `Serve answers the machines on the configured interface, and nowhere else, until
 it is interrupted. It looks for another DHCP server on the segment before it
-answers anyone, and does not start if it finds one.`,
+answers anyone, and does not start if it finds one, unless --beside-others says
+that it is known and leaves the machines of this cluster alone.`,
 		Example: `  doppel serve
   doppel serve -v 2>&1 | tee /var/log/doppel.log`,
 		Args:              exactArgs(),
@@ -42,10 +43,11 @@ answers anyone, and does not start if it finds one.`,
 				level = slog.LevelDebug
 			}
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			return runServe(cmd.Context(), g, log)
+			return runServe(cmd.Context(), g, log, besideOthers)
 		},
 	}
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log every packet and request")
+	c.Flags().BoolVar(&besideOthers, "beside-others", false, "serve although another DHCP server answers on the segment")
 	return c
 }
 
@@ -66,13 +68,13 @@ type daemon struct {
 
 // runServe opens everything before it serves anything, and serves until ctx
 // ends or one of the servers fails.
-func runServe(ctx context.Context, g *globals, log *slog.Logger) (err error) {
+func runServe(ctx context.Context, g *globals, log *slog.Logger, besideOthers bool) (err error) {
 	d := &daemon{g: g, log: log}
 	if err := d.open(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.cluster.Close()) }()
-	if err := d.lookForRivals(ctx); err != nil {
+	if err := d.lookForRivals(ctx, besideOthers); err != nil {
 		return err
 	}
 	s, err := d.listen(ctx)
@@ -139,8 +141,9 @@ func rivalsText(rivals []dhcpd.Rival) string {
 	return strings.Join(out, "; ")
 }
 
-// lookForRivals refuses to be the second DHCP server of the segment.
-func (d *daemon) lookForRivals(ctx context.Context) error {
+// lookForRivals refuses to be the second DHCP server of the segment, unless the
+// operator knows of the first.
+func (d *daemon) lookForRivals(ctx context.Context, known bool) error {
 	rivals, err := dhcpd.Probe(ctx, d.segment.Interface)
 	if err != nil {
 		return fmt.Errorf("looking for other DHCP servers on %s: %w", d.segment.Interface, err)
@@ -148,8 +151,12 @@ func (d *daemon) lookForRivals(ctx context.Context) error {
 	if len(rivals) == 0 {
 		return nil
 	}
+	if known {
+		d.log.Warn("another DHCP server answers on the segment", "interface", d.segment.Interface, "servers", rivalsText(rivals))
+		return nil
+	}
 	return &hintError{fmt.Errorf("there is another DHCP server on %s: %s", d.segment.Interface, rivalsText(rivals)),
-		"two would take machines from each other: stop that one, or serve on a LAN of its own"}
+		"two would take machines from each other: stop that one, serve on a LAN of its own, or, if it leaves this cluster's machines alone, add --beside-others"}
 }
 
 func (d *daemon) httpAddr() netip.AddrPort {
