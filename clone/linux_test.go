@@ -87,6 +87,13 @@ func debianImage(t *testing.T) (*imaging.Manifest, *store.Vault) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return captureTree(t, tree, bulk...)
+}
+
+// captureTree captures a tree, without what is named.
+func captureTree(t *testing.T, tree string, without ...string) (*imaging.Manifest, *store.Vault) {
+	t.Helper()
+	ctx := t.Context()
 	dir := filepath.Join(t.TempDir(), "state")
 	for _, name := range []string{"cluster.key", "head.key"} {
 		key, err := store.GenerateKey()
@@ -104,7 +111,7 @@ func debianImage(t *testing.T) (*imaging.Manifest, *store.Vault) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := imaging.Capture(ctx, c, imaging.NewLocal(tree), imaging.CaptureOptions{Name: "head", Root: tree, Exclude: bulk}); err != nil {
+	if _, err := imaging.Capture(ctx, c, imaging.NewLocal(tree), imaging.CaptureOptions{Name: "head", Root: tree, Exclude: without}); err != nil {
 		t.Fatal(err)
 	}
 	v, err := c.Resolve(ctx, "head@latest")
