@@ -1,10 +1,13 @@
 package main
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // FuzzModuleIndex loads modules by any index, for any device: nothing is
@@ -39,6 +42,36 @@ func FuzzModuleIndex(f *testing.F) {
 			if files[p] < 0 {
 				t.Fatalf("%s is loaded", p)
 			}
+		}
+	})
+}
+
+// FuzzAddressOf reads what any DHCP server gives.
+func FuzzAddressOf(f *testing.F) {
+	for _, x := range []struct{ ip, mask net.IP }{
+		{net.IPv4(10, 77, 0, 11), net.IPv4(255, 255, 255, 0)}, {net.IPv4(10, 77, 0, 11), net.IPv4(255, 0, 255, 0)}, {net.IPv4(10, 77, 0, 11), net.IPv4zero},
+		{net.IPv4zero, nil}, {net.IPv4(127, 0, 0, 1), nil}, {net.IPv4bcast, net.IPv4(255, 255, 255, 255)}, {net.IPv4(224, 0, 0, 1), nil}, {net.IPv4(250, 1, 1, 1), nil},
+	} {
+		ack, err := dhcpv4.New(dhcpv4.WithMessageType(dhcpv4.MessageTypeAck), dhcpv4.WithYourIP(x.ip))
+		if err != nil {
+			f.Fatal(err)
+		}
+		if x.mask != nil {
+			ack.UpdateOption(dhcpv4.OptSubnetMask(net.IPMask(x.mask.To4())))
+		}
+		f.Add(ack.ToBytes())
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ack, err := dhcpv4.FromBytes(b)
+		if err != nil {
+			return
+		}
+		got, err := addressOf(ack)
+		if err != nil {
+			return
+		}
+		if ones, bits := got.Mask.Size(); ones == 0 || bits != 32 || !got.IP.IsGlobalUnicast() || got.IP.To4() == nil {
+			t.Fatalf("%v is taken for %v", ack, got)
 		}
 	})
 }

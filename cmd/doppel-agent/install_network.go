@@ -236,17 +236,31 @@ func waitCarrier(ctx context.Context, index int) error {
 	}
 }
 
+// addressOf is the address that a server gave, which must be a machine's own. A
+// mask that is missing or has gaps, which the kernel would take for none at
+// all, is that of the address's class.
+func addressOf(ack *dhcpv4.DHCPv4) (*net.IPNet, error) {
+	ip, mask := ack.YourIPAddr.To4(), ack.SubnetMask()
+	if ip == nil || !ip.IsGlobalUnicast() {
+		return nil, fmt.Errorf("the DHCP server gave no address that a machine can have: %v", ack.YourIPAddr)
+	}
+	if ones, bits := mask.Size(); ones == 0 || bits != 32 {
+		mask = ip.DefaultMask()
+	}
+	if mask == nil { // 240.0.0.0/4 has no class
+		return nil, fmt.Errorf("the DHCP server gave %v without a mask", ip)
+	}
+	return &net.IPNet{IP: ip, Mask: mask}, nil
+}
+
 // configure gives a card what DHCP said. The lease is not renewed: an install
 // is shorter, and the address is the node's own.
 func (n *network) configure(l netlink.Link, ack *dhcpv4.DHCPv4) error {
-	ip, mask := ack.YourIPAddr.To4(), ack.SubnetMask()
-	if ip == nil || ip.IsUnspecified() {
-		return errors.New("the DHCP server gave no address")
+	given, err := addressOf(ack)
+	if err != nil {
+		return err
 	}
-	if mask == nil {
-		mask = ip.DefaultMask()
-	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: mask}}
+	addr := &netlink.Addr{IPNet: given}
 	if err := netlink.AddrReplace(l, addr); err != nil {
 		return fmt.Errorf("giving %s the address %s: %w", l.Attrs().Name, addr.IPNet, err)
 	}
