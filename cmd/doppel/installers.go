@@ -29,7 +29,7 @@ type installers struct {
 func (i *installers) Installer(ctx context.Context, ref, digest string) (pxe.Boot, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if b, ok := i.made[digest]; ok {
+	if b, ok := i.made[digest]; ok && exists(b.Kernel) && exists(b.Initrd) { // the cache may be cleared at any time
 		return b, nil
 	}
 	b, err := i.build(context.WithoutCancel(ctx), ref, digest)
@@ -41,6 +41,11 @@ func (i *installers) Installer(ctx context.Context, ref, digest string) (pxe.Boo
 	}
 	i.made[digest] = b
 	return b, nil
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
 }
 
 func (i *installers) build(ctx context.Context, ref, digest string) (pxe.Boot, error) {

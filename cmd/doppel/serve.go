@@ -120,9 +120,6 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.keys, err = d.catalog.Keys(); err != nil {
 		return err
 	}
-	if d.ca, err = web.OpenCA(d.g.keysDir(), []string{d.segment.Addr.Addr().String()}); err != nil {
-		return err
-	}
 	d.cluster, err = cluster.Open(filepath.Join(d.g.state, "cluster.db"), cluster.Options{
 		Network: d.segment.Addr.Masked(), Server: d.segment.Addr.Addr(),
 		PoolFirst: d.config.Pool.First, PoolLast: d.config.Pool.Last, Log: d.log,
@@ -130,7 +127,15 @@ func (d *daemon) open(ctx context.Context) error {
 	if errors.Is(err, cluster.ErrLocked) {
 		return &hintError{fmt.Errorf("another doppel serve owns %s", d.g.state), "doppel status talks to it; stop it before you start another"}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// Only now: a daemon that may not run must not renew the certificate of
+	// the one that does.
+	if d.ca, err = web.OpenCA(d.g.keysDir(), []string{d.segment.Addr.Addr().String()}); err != nil {
+		return errors.Join(err, d.cluster.Close())
+	}
+	return nil
 }
 
 func rivalsText(rivals []dhcpd.Rival) string {
