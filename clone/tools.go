@@ -92,9 +92,9 @@ func (k *toolkit) add(name string) bool {
 	return true
 }
 
-// library finds a library by its name, in the directories that the loader
+// addLibrary finds a library by its name, in the directories that the loader
 // looks through.
-func (k *toolkit) library(name string, first []string) bool {
+func (k *toolkit) addLibrary(name string, first []string) bool {
 	if strings.Contains(name, "/") {
 		return k.add(name)
 	}
@@ -196,7 +196,7 @@ func (k *toolkit) needs(root, name string) error {
 	}
 	first := runPath(e, path.Dir(name))
 	for _, lib := range libs {
-		if !k.library(lib, first) {
+		if !k.addLibrary(lib, first) {
 			return fmt.Errorf("the image lacks the library %s, which %s needs", lib, name)
 		}
 	}

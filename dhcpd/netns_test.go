@@ -2,8 +2,6 @@ package dhcpd
 
 import (
 	"crypto/rand"
-	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,30 +12,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// inside is set in the environment of tests that have a network of their own.
-const inside = "DOPPEL_TEST_NETWORK"
+	"doppel/lab"
+)
 
 // TestMain runs the tests of root in a network namespace of their own, which
 // ends with them. Others' namespaces, for clients, are made by newHost.
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
+	if code, done := lab.Isolate(); done {
+		os.Exit(code)
 	}
-	runtime.LockOSThread() // Pdeathsig goes by thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "making a network for the tests:", err)
-		os.Exit(1)
-	}
+	os.Exit(m.Run())
 }
 
 // run runs a command that must succeed.
