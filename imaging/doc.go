@@ -40,10 +40,11 @@
 // inode numbers, and file attributes as of chattr(1) are not kept.
 //
 // Left out are the contents of /proc, /sys, /dev, /run, /tmp, /var/tmp, of
-// doppel's own /var/lib/doppel and /etc/doppel, of network and virtual file
-// systems, what is mounted a second time, and what the request excludes. The
-// directories themselves stay, as Opaque, without a modification time. Local
-// disks that are mounted in the tree are part of it.
+// doppel's own /var/lib/doppel and /etc/doppel and of any other directory that
+// is the state of a doppel, of network and virtual file systems, what is
+// mounted a second time, and what the request excludes. The directories
+// themselves stay, as Opaque, without a modification time. Local disks that are
+// mounted in the tree are part of it.
 //
 // A file is known again by inode, size, modification and change time. One that
 // changed so shortly before the scan that another change could fall into the

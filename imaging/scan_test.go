@@ -264,7 +264,8 @@ func TestScanLateChanges(t *testing.T) {
 func TestScanExcludes(t *testing.T) {
 	root := t.TempDir()
 	for _, p := range []string{"proc/1/stat", "tmp/x", "var/tmp/y", "run/z", "dev/null", "sys/a", "var/lib/doppel/keys/head.key", "etc/doppel/node/node.key",
-		"var/log/a.log", "var/log/b.txt", "home/u/.cache/x", "home/v/.cache/y", "opt/proc/kept", "var/cache/*/x", "var/cache/other/x"} {
+		"var/log/a.log", "var/log/b.txt", "home/u/.cache/x", "home/v/.cache/y", "opt/proc/kept", "var/cache/*/x", "var/cache/other/x",
+		"srv/state/keys/cluster.key", "srv/state/store/packs/x", "srv/app/keys/cluster.key", "srv/app/store/x"} {
 		fill(t, filepath.Join(root, p), []byte(p))
 	}
 	c := scanDir(t, NewLocalTree(root), ScanRequest{Exclude: []string{"home/*/.cache", "**/*.log", `/var/cache/\*`}})
@@ -277,10 +278,10 @@ func TestScanExcludes(t *testing.T) {
 			t.Errorf("%q tells when what is not in the image changed", e.Path)
 		}
 	}
-	if want := []string{"opt/proc/kept", "var/cache/other/x", "var/log/b.txt"}; !slices.Equal(got, want) {
+	if want := []string{"opt/proc/kept", "srv/app/keys/cluster.key", "srv/app/store/x", "var/cache/other/x", "var/log/b.txt"}; !slices.Equal(got, want) {
 		t.Errorf("files: %q, want %q", got, want)
 	}
-	for _, p := range []string{"proc", "tmp", "var/tmp", "run", "dev", "sys", "var/lib/doppel", "etc/doppel", "home/u/.cache", "home/v/.cache", "var/cache/*"} {
+	for _, p := range []string{"proc", "tmp", "var/tmp", "run", "dev", "sys", "var/lib/doppel", "etc/doppel", "home/u/.cache", "home/v/.cache", "var/cache/*", "srv/state"} {
 		if e := c.entry(t, p); !e.Opaque {
 			t.Errorf("%q does not say that its contents are left out", p)
 		}

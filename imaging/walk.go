@@ -165,6 +165,15 @@ func (w *walker) enter(ctx context.Context, d Dir, path string) error {
 		w.rootDev = self.Dev
 	}
 	self.Path = path
+	own, err := isState(ctx, d, names)
+	if err != nil {
+		ref.release()
+		return readError(path, err)
+	}
+	if own && path != "." {
+		ref.release()
+		return w.add(ctx, &item{node: opaque(self)})
+	}
 	// What has no more names to come need not be kept open: so a chain of
 	// single directories, however deep, holds two of them.
 	for len(w.levels) > 0 && len(w.levels[len(w.levels)-1].names) == 0 {
@@ -174,6 +183,28 @@ func (w *walker) enter(ctx context.Context, d Dir, path string) error {
 	w.open++
 	w.thin()
 	return w.add(ctx, &item{node: self})
+}
+
+// isState tells whether a directory is the state of a doppel, wherever it was
+// put: its keys beside its packs.
+func isState(ctx context.Context, d Dir, names []string) (bool, error) {
+	for _, in := range [][2]string{{"keys", "cluster.key"}, {"store", "packs"}} {
+		if _, found := slices.BinarySearch(names, in[0]); !found {
+			return false, nil
+		}
+		below, err := d.Dir(ctx, in[0])
+		if err == nil {
+			_, err = below.Stat(ctx, in[1])
+			err = errors.Join(err, below.Close())
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // thin closes directories far up when too many are open.
