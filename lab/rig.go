@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -146,13 +147,17 @@ func (r *Rig) SSH(ctx context.Context, addr netip.Addr, line string) *exec.Cmd {
 		"-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "root@"+addr.String(), line)
 }
 
-// indenter sets what a command prints off from what it was.
+// indenter sets what a command prints off from what it was. Both of a command's
+// outputs may go to one.
 type indenter struct {
+	mu  sync.Mutex
 	w   io.Writer
 	mid bool
 }
 
 func (i *indenter) Write(p []byte) (int, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	var b bytes.Buffer
 	for _, c := range p {
 		if !i.mid {
