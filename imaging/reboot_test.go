@@ -129,7 +129,7 @@ func newRebooting(t *testing.T) (h *rebooting, o remote.Options) {
 	})
 	return h, remote.Options{
 		Config: "none", KnownHosts: known, Keys: []string{user}, AgentSocket: "none", Home: t.TempDir(),
-		Timeout: 10 * time.Second, KeepAlive: 100 * time.Millisecond,
+		Timeout: 10 * time.Second, KeepAlive: 2 * time.Second,
 	}
 }
 

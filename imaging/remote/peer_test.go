@@ -236,7 +236,7 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 		waitPeer(c, chans, reqs)
 	})
 	o := bare(t)
-	o.KeepAlive = 50 * time.Millisecond
+	o.KeepAlive = 300 * time.Millisecond
 	c := dialHead(t, target, o)
 	// As long as it answers, it lives.
 	lives, cancel := context.WithTimeout(t.Context(), 10*o.KeepAlive)
