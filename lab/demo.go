@@ -17,7 +17,6 @@ import (
 type DemoOptions struct {
 	Firmware Firmware
 	Bin      string // directory of doppel and doppel-agent
-	Keep     bool   // on failure, leave the lab's directory for looking at
 	Out      io.Writer
 }
 

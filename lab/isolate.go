@@ -15,8 +15,13 @@ const isolated = "DOPPEL_LAB_ISOLATED"
 // Isolate gives a program (a test binary, from its TestMain) a network of its
 // own, with nothing but loopback in it: it runs the program again, with the
 // same arguments, in a network namespace that ends with it, and tells its exit
-// code. In the program that runs there, done is false: it goes on.
+// code. In the program that runs there, done is false: it goes on. So does one
+// that is not root's, in the network it has: what it does without privileges
+// needs no other.
 func Isolate() (code int, done bool) {
+	if os.Geteuid() != 0 {
+		return 0, false
+	}
 	if os.Getenv(isolated) != "" {
 		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "ip link set lo up: %v\n%s", err, out)
@@ -34,7 +39,7 @@ func Isolate() (code int, done bool) {
 		return exit.ExitCode(), true
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "making a network (which needs root):", err)
+		fmt.Fprintln(os.Stderr, "making a network:", err)
 		return 1, true
 	}
 	return 0, true

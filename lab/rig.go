@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Addresses of a rig's switch.
@@ -32,7 +33,6 @@ type Rig struct {
 	Out    io.Writer // where commands and what they print are shown
 
 	State, Config, Home string
-	daemon              *exec.Cmd
 	daemonLog           *Console
 }
 
@@ -100,45 +100,34 @@ func (r *Rig) Serve(ctx context.Context) error {
 		return err
 	}
 	r.daemonLog = &Console{log: log}
-	r.daemon = r.Doppel(context.WithoutCancel(ctx), "serve")
-	r.daemon.Stdout, r.daemon.Stderr = r.daemonLog, r.daemonLog
-	if err := r.daemon.Start(); err != nil {
+	daemon, ended := r.Doppel(context.WithoutCancel(ctx), "serve"), make(chan struct{})
+	daemon.Stdout, daemon.Stderr = r.daemonLog, r.daemonLog
+	if err := daemon.Start(); err != nil {
 		return errors.Join(err, log.Close())
 	}
-	ended := make(chan error, 1)
-	daemon := r.daemon
-	go func() { ended <- errors.Join(daemon.Wait(), log.Close()) }()
-	r.onClose(func() error { return r.stop(daemon) })
-
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
-		select {
-		case err := <-ended:
-			ended <- err
-			cancel(fmt.Errorf("doppel serve ended: %v", err))
-		case <-ctx.Done():
-		}
+		defer close(ended)
+		cancel(fmt.Errorf("doppel serve ended: %v", errors.Join(daemon.Wait(), log.Close())))
 	}()
+	r.onClose(func() error {
+		// As systemd would; it may have ended by itself.
+		if err := daemon.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return err
+		}
+		late := time.AfterFunc(30*time.Second, func() { _ = daemon.Process.Kill() })
+		<-ended
+		if !late.Stop() {
+			return errors.New("doppel serve did not end when it was asked to, and was killed")
+		}
+		return nil
+	})
 	return r.daemonLog.Await(ctx, 0, regexp.MustCompile(`msg=serving`))
 }
 
 // DaemonLog is what the daemon has said.
 func (r *Rig) DaemonLog() *Console { return r.daemonLog }
-
-// StopServing ends the daemon, if it runs, as systemd would.
-func (r *Rig) StopServing() error { return r.stop(r.daemon) }
-
-func (r *Rig) stop(daemon *exec.Cmd) error {
-	if daemon == nil || daemon.Process == nil {
-		return nil
-	}
-	err := daemon.Process.Signal(syscall.SIGTERM)
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
-}
 
 // SSH is an ssh command from the server to a host, as root with the
 // administrator's key, trusting whatever key the host shows.
