@@ -45,21 +45,49 @@ func cut(b []byte) int {
 		return n
 	}
 	n = min(n, maxChunk)
-	var h uint64
-	i := minChunk
-	for ; i < min(n, targetChunk); i++ {
-		h = h<<1 + gear[b[i]]
-		if h>>(64-hardBits) == 0 {
-			return i + 1
-		}
+	at, h := roll(b[minChunk:min(n, targetChunk)], 0, 64-hardBits)
+	if at >= 0 {
+		return minChunk + at
 	}
-	for ; i < n; i++ {
-		h = h<<1 + gear[b[i]]
-		if h>>(64-easyBits) == 0 {
-			return i + 1
+	if n > targetChunk {
+		if at, _ = roll(b[targetChunk:n], h, 64-easyBits); at >= 0 {
+			return targetChunk + at
 		}
 	}
 	return n
+}
+
+// roll goes on with the hash h through b and tells behind which byte its
+// highest bits, all but the lowest shift, are zero: -1 behind none. Four bytes
+// a turn: the loop's own work would cost as much as the hash.
+func roll(b []byte, h uint64, shift uint) (int, uint64) {
+	at := 0
+	for ; len(b) >= 4; b = b[4:] {
+		b := (*[4]byte)(b)
+		h1 := h<<1 + gear[b[0]]
+		h2 := h1<<1 + gear[b[1]]
+		h3 := h2<<1 + gear[b[2]]
+		h = h3<<1 + gear[b[3]]
+		if h1>>shift == 0 {
+			return at + 1, h1
+		}
+		if h2>>shift == 0 {
+			return at + 2, h2
+		}
+		if h3>>shift == 0 {
+			return at + 3, h3
+		}
+		if h>>shift == 0 {
+			return at + 4, h
+		}
+		at += 4
+	}
+	for i, c := range b {
+		if h = h<<1 + gear[c]; h>>shift == 0 {
+			return at + i + 1, h
+		}
+	}
+	return -1, h
 }
 
 // Chunker cuts a stream into chunks. It reads into a buffer of its own, which

@@ -16,15 +16,16 @@ import (
 
 // Bounds on what a scan has in hand, whatever the tree is like.
 const (
-	batchItems  = 256             // entries that go through the stages together
-	batchDirs   = 64              // directories a batch may hold open
-	openDirs    = 256             // directories the walk itself holds open
-	smallFile   = chunkerBuffer   // read ahead, by several readers
-	readAhead   = 32 << 20        // bytes of small files read ahead
-	readers     = 8               // which hides a network's latency, and a disk's
-	askBytes    = 4 << 20         // of chunks, before the sink is asked about them
-	askChunks   = 1024            // likewise
-	blockTarget = 4 << 20         // plain bytes of a block
+	batchItems  = 256           // entries that go through the stages together
+	batchDirs   = 64            // directories a batch may hold open
+	openDirs    = 256           // directories the walk itself holds open
+	smallFile   = chunkerBuffer // read ahead, by several readers
+	readAhead   = 32 << 20      // bytes of small files read ahead
+	readers     = 8             // which hides a network's latency, and a disk's
+	askBytes    = 4 << 20       // of chunks, before the sink is asked about them
+	askChunks   = 1024          // likewise
+	blockTarget = 4 << 20       // plain bytes of a block
+	blockRoom   = blockTarget + maxChunk
 	maxTries    = 3               // to read a file that does not hold still
 	progressGap = time.Second / 4 // between two calls of Progress
 )
@@ -61,6 +62,7 @@ type scan struct {
 	items   chan *item
 	jobs    chan *item
 	blocks  chan rawBlock
+	spare   chan []byte // the room of blocks that are delivered
 	memory  *semaphore.Weighted
 
 	bytesRead atomic.Int64
@@ -78,6 +80,7 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 		items:   make(chan *item, batchItems),
 		jobs:    make(chan *item),
 		blocks:  make(chan rawBlock),
+		spare:   make(chan []byte, 2),
 		memory:  semaphore.NewWeighted(readAhead),
 		flying:  flying{refs: make(map[store.Ref]struct{})},
 	}
@@ -188,11 +191,16 @@ type rawBlock struct {
 
 // encode compresses blocks and gives them to the sink.
 func (s *scan) encode(ctx context.Context) error {
+	buf := make([]byte, 0, blockRoom)
 	for b := range s.blocks {
-		if err := s.deliver(ctx, store.EncodeBlock(b.audience, b.chunks, b.plain)); err != nil {
+		if err := s.deliver(ctx, store.EncodeBlock(b.audience, b.chunks, b.plain, buf)); err != nil {
 			return err
 		}
 		s.flying.landed(b)
+		select {
+		case s.spare <- b.plain[:0]:
+		default:
+		}
 	}
 	return nil
 }

@@ -50,7 +50,8 @@ type Sink interface {
 	// has taken is no longer missing.
 	Missing(ctx context.Context, refs []store.Ref) ([]bool, error)
 	// Block takes chunks that were missing. The sink verifies every chunk
-	// against its ID before it keeps any.
+	// against its ID before it keeps any, and does not keep b's Data, which is
+	// good until Block returns.
 	Block(ctx context.Context, b store.Block) error
 	// Entries takes entries in canonical order, each with the Stamp it was
 	// read under. The zero Stamp says that there is nothing to know the file

@@ -47,7 +47,7 @@ func BenchmarkEncodeBlock(b *testing.B) {
 	table := testBlock(b, Cluster, blocks[0]).Chunks
 	b.SetBytes(int64(len(plain)))
 	for b.Loop() {
-		EncodeBlock(Cluster, table, plain)
+		EncodeBlock(Cluster, table, plain, nil)
 	}
 }
 

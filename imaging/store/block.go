@@ -26,6 +26,9 @@ var (
 		e, _ := zstd.NewWriter(nil,
 			zstd.WithEncoderLevel(zstd.SpeedDefault),
 			zstd.WithEncoderConcurrency(1),
+			// Text without repetitions (base64, hexadecimal digits) shrinks by
+			// its letters alone.
+			zstd.WithAllLitEntropyCompression(true),
 			zstd.WithEncoderCRC(false)) // the sealing and the chunk IDs tell more
 		return e
 	}}
@@ -52,17 +55,18 @@ func BuildBlock(aud Audience, chunks [][]byte) (Block, error) {
 	if _, err := plainSize(table); err != nil {
 		return Block{}, fmt.Errorf("building a block: %w", err)
 	}
-	return EncodeBlock(aud, table, plain), nil
+	return EncodeBlock(aud, table, plain, nil), nil
 }
 
 // EncodeBlock makes a block of plain, the bytes of chunks one after the other,
-// and compresses it if that saves at least three parts in a hundred. If it
-// does not, the block's Data is plain itself.
-func EncodeBlock(aud Audience, chunks []Chunk, plain []byte) Block {
+// and compresses it if that saves at least three parts in a hundred; then the
+// block's Data is in the room of buf, if that has enough. If it does not, Data
+// is plain itself.
+func EncodeBlock(aud Audience, chunks []Chunk, plain, buf []byte) Block {
 	b := Block{Audience: aud, Codec: Raw, Chunks: chunks, Data: plain}
 	e := encoders.Get().(*zstd.Encoder)
 	defer encoders.Put(e)
-	small := e.EncodeAll(plain, make([]byte, 0, len(plain)/2))
+	small := e.EncodeAll(plain, buf[:0])
 	if len(small) <= len(plain)-(len(plain)*3+99)/100 {
 		b.Codec, b.Data = Zstd, small
 	}

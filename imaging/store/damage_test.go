@@ -161,7 +161,7 @@ func TestWrongChunkSealed(t *testing.T) {
 	v := testVault(t, m, keys)
 	good, bad := testChunks(1, 2, 1000), testChunks(2, 2, 1000)
 	plain := bytes.Join([][]byte{good[0], bad[0]}, nil)
-	b := EncodeBlock(Cluster, []Chunk{{Sum(good[0]), 1000}, {Sum(good[1]), 1000}}, plain)
+	b := EncodeBlock(Cluster, []Chunk{{Sum(good[0]), 1000}, {Sum(good[1]), 1000}}, plain, nil)
 	w := v.NewWriter()
 	defer w.Close()
 	if _, err := w.append(context.Background(), keys.Cluster, b, 2000); err != nil {
