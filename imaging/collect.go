@@ -186,12 +186,7 @@ func (c *collector) ask(ctx context.Context) error {
 func (c *collector) pack(ctx context.Context, aud store.Audience, chunk store.Chunk, b []byte) error {
 	block := c.open[aud]
 	if block == nil {
-		block = &rawBlock{audience: aud}
-		select {
-		case block.plain = <-c.spare:
-		default:
-			block.plain = make([]byte, 0, blockRoom)
-		}
+		block = &rawBlock{audience: aud, plain: take(c.spare)}
 		c.open[aud] = block
 	}
 	block.chunks = append(block.chunks, chunk)

@@ -16,18 +16,19 @@ import (
 
 // Bounds on what a scan has in hand, whatever the tree is like.
 const (
-	batchItems  = 256           // entries that go through the stages together
-	batchDirs   = 64            // directories a batch may hold open
-	openDirs    = 256           // directories the walk itself holds open
-	smallFile   = chunkerBuffer // read ahead, by several readers
-	readAhead   = 32 << 20      // bytes of small files read ahead
-	readers     = 8             // which hides a network's latency, and a disk's
-	askBytes    = 4 << 20       // of chunks, before the sink is asked about them
-	askChunks   = 1024          // likewise
-	blockTarget = 4 << 20       // plain bytes of a block
-	blockRoom   = blockTarget + maxChunk
-	maxTries    = 3               // to read a file that does not hold still
-	progressGap = time.Second / 4 // between two calls of Progress
+	batchItems   = 256           // entries that go through the stages together
+	batchDirs    = 64            // directories a batch may hold open
+	openDirs     = 256           // directories the walk itself holds open
+	smallFile    = chunkerBuffer // read ahead, by several readers
+	readAhead    = 32 << 20      // bytes of small files read ahead
+	readers      = 8             // which hides a network's latency, and a disk's
+	askBytes     = 4 << 20       // of chunks, before the sink is asked about them
+	askChunks    = 1024          // likewise
+	blockTarget  = 4 << 20       // plain bytes of a block
+	blockRoom    = blockTarget + maxChunk
+	encodedAhead = 3               // blocks, while the sink is busy
+	maxTries     = 3               // to read a file that does not hold still
+	progressGap  = time.Second / 4 // between two calls of Progress
 )
 
 // ownPaths are directories whose contents no image has: what the kernel and
@@ -46,7 +47,7 @@ func ScanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink) error 
 
 // scan is one run of ScanTree. Its stages hand items on in the walk's order:
 //
-//	walk → batches → dispatch → items → collect → blocks → encode
+//	walk → batches → dispatch → items → collect → blocks → encode → encoded → deliver
 //	                     └→ jobs → read (small files, several at a time)
 type scan struct {
 	tree    Tree
@@ -62,11 +63,11 @@ type scan struct {
 	items   chan *item
 	jobs    chan *item
 	blocks  chan rawBlock
-	spare   chan []byte // the room of blocks that are delivered
+	encoded chan fullBlock
+	spare   chan []byte // room of blocks that are delivered
 	memory  *semaphore.Weighted
 
 	bytesRead atomic.Int64
-	blockMu   sync.Mutex // one call of sink.Block at a time
 	flying    flying
 }
 
@@ -80,7 +81,8 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 		items:   make(chan *item, batchItems),
 		jobs:    make(chan *item),
 		blocks:  make(chan rawBlock),
-		spare:   make(chan []byte, 2),
+		encoded: make(chan fullBlock, encodedAhead),
+		spare:   make(chan []byte, 2*encodedAhead),
 		memory:  semaphore.NewWeighted(readAhead),
 		flying:  flying{refs: make(map[store.Ref]struct{})},
 	}
@@ -101,9 +103,13 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 		g.Go(func() error { return s.readSmall(ctx) })
 	}
 	g.Go(func() error { defer close(s.blocks); return s.collect(ctx) })
+	var encoding sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
-		g.Go(func() error { return s.encode(ctx) })
+		encoding.Add(1)
+		g.Go(func() error { defer encoding.Done(); return s.encode(ctx) })
 	}
+	g.Go(func() error { encoding.Wait(); close(s.encoded); return nil })
+	g.Go(func() error { return s.deliver(ctx) })
 	err = g.Wait()
 	s.release()
 	return err
@@ -189,29 +195,55 @@ type rawBlock struct {
 	plain    []byte
 }
 
-// encode compresses blocks and gives them to the sink.
+// fullBlock is a block that is compressed, and the room it came from.
+type fullBlock struct {
+	store.Block
+	plain, buf []byte
+}
+
+// encode compresses blocks.
 func (s *scan) encode(ctx context.Context) error {
-	buf := make([]byte, 0, blockRoom)
 	for b := range s.blocks {
-		if err := s.deliver(ctx, store.EncodeBlock(b.audience, b.chunks, b.plain, buf)); err != nil {
+		buf := take(s.spare)
+		full := fullBlock{store.EncodeBlock(b.audience, b.chunks, b.plain, buf), b.plain, buf}
+		if err := send(ctx, s.encoded, full); err != nil {
 			return err
-		}
-		s.flying.landed(b)
-		select {
-		case s.spare <- b.plain[:0]:
-		default:
 		}
 	}
 	return nil
 }
 
-func (s *scan) deliver(ctx context.Context, b store.Block) error {
-	s.blockMu.Lock()
-	defer s.blockMu.Unlock()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// deliver gives blocks to the sink. While it waits there, others are encoded.
+func (s *scan) deliver(ctx context.Context) error {
+	for b := range s.encoded {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := s.sink.Block(ctx, b.Block); err != nil {
+			return err
+		}
+		s.flying.landed(b.Audience, b.Chunks)
+		giveBack(s.spare, b.plain)
+		giveBack(s.spare, b.buf)
 	}
-	return s.sink.Block(ctx, b)
+	return nil
+}
+
+// take takes room for a block, from spare if there is any.
+func take(spare chan []byte) []byte {
+	select {
+	case b := <-spare:
+		return b[:0]
+	default:
+		return make([]byte, 0, blockRoom)
+	}
+}
+
+func giveBack(spare chan []byte, b []byte) {
+	select {
+	case spare <- b:
+	default:
+	}
 }
 
 // flying are the chunks on their way to the sink, which does not know of them
@@ -240,10 +272,10 @@ func (f *flying) cancel(ref store.Ref) {
 	delete(f.refs, ref)
 }
 
-func (f *flying) landed(b rawBlock) {
+func (f *flying) landed(aud store.Audience, chunks []store.Chunk) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range b.chunks {
-		delete(f.refs, store.Ref{Audience: b.audience, ID: c.ID})
+	for _, c := range chunks {
+		delete(f.refs, store.Ref{Audience: aud, ID: c.ID})
 	}
 }

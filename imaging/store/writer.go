@@ -32,6 +32,8 @@ type Writer struct {
 	pending map[*newPack]struct{}
 	plains  sync.Pool // of *[]byte, for blocks being checked
 	err     error     // of the first write that went wrong; all after it is refused
+
+	finishing chan struct{} // held by the one pack that is being made durable behind Add
 }
 
 // newPack is a pack being written.
@@ -54,6 +56,8 @@ func (v *Vault) NewWriter() *Writer {
 		open:    map[Audience]*newPack{},
 		claimed: map[Ref]struct{}{},
 		pending: map[*newPack]struct{}{},
+
+		finishing: make(chan struct{}, 1),
 	}
 }
 
@@ -83,12 +87,23 @@ func (w *Writer) Add(ctx context.Context, b Block) error {
 		return err
 	}
 	full, err := w.append(ctx, key, b, plain)
-	if err == nil && full != nil {
-		err = w.finish(full)
-	}
 	if err != nil {
 		return fmt.Errorf("adding a block: %w", err)
 	}
+	if full == nil {
+		return nil
+	}
+	// A disk takes its time to make a pack durable, in which the next blocks
+	// can come: into one more pack, no more.
+	select {
+	case w.finishing <- struct{}{}:
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), w.finish(full))
+	}
+	go func() {
+		defer func() { <-w.finishing }()
+		w.finish(full) // an error stays in w, for the next call
+	}()
 	return nil
 }
 
