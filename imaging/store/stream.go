@@ -21,17 +21,17 @@ const (
 	maxGap   = 256 << 10 // unwanted bytes that are cheaper to skip than to ask around
 )
 
-// want is a chunk that Stream is to deliver.
+// want is a chunk that is to be delivered.
 type want struct {
-	at   place
-	rank int // of the pack, in reading order
-	ref  Ref
+	at     place
+	ref    Ref
+	number uint32
 }
 
 // fetch is a run of neighbouring blocks that is asked for at once.
 type fetch struct {
 	pack   *pack
-	wants  []want // in the order of blocks, and of offsets within them
+	wants  []uint32 // in the order of blocks, and of offsets within them
 	off, n int64
 }
 
@@ -47,14 +47,28 @@ type fetch struct {
 // first error ends the stream; calls that have begun are waited for. Memory is
 // bounded by a block's size for each worker, whatever the packs' size.
 func (v *Vault) Stream(ctx context.Context, refs []Ref, workers int, fn func(Ref, []byte) error) error {
+	numbers := make([]uint32, 0, len(refs))
+	for _, ref := range refs {
+		n, ok := v.Find(ref)
+		if !ok {
+			return &MissingError{What: "chunk", ID: ref.ID}
+		}
+		numbers = append(numbers, n)
+	}
+	return v.stream(ctx, numbers, workers, func(w want, b []byte) error { return fn(w.ref, b) })
+}
+
+// StreamNumbers is Stream for chunks by the numbers that Find gave. It puts
+// numbers into the order of reading, and keeps them until it returns.
+func (v *Vault) StreamNumbers(ctx context.Context, numbers []uint32, workers int, fn func(number uint32, b []byte) error) error {
+	return v.stream(ctx, numbers, workers, func(w want, b []byte) error { return fn(w.number, b) })
+}
+
+func (v *Vault) stream(ctx context.Context, numbers []uint32, workers int, fn func(want, []byte) error) error {
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
 	}
-	wants, err := v.wants(refs)
-	if err != nil {
-		return err
-	}
-	fetches := planFetches(wants, workers)
+	fetches := v.planFetches(v.inOrder(numbers), workers)
 	workers = min(workers, len(fetches))
 	g, ctx := errgroup.WithContext(ctx)
 	next := make(chan fetch)
@@ -83,54 +97,66 @@ func (v *Vault) Stream(ctx context.Context, refs []Ref, workers int, fn func(Ref
 	return g.Wait()
 }
 
-// wants finds the chunks and puts them into reading order, each once.
-func (v *Vault) wants(refs []Ref) ([]want, error) {
-	wants := make([]want, 0, len(refs))
-	ranks := map[*pack]int{}
-	for _, ref := range refs {
-		at, ok := v.find(ref)
-		if !ok {
-			return nil, &MissingError{What: "chunk", ID: ref.ID}
+// inOrder puts chunks into reading order, each once.
+func (v *Vault) inOrder(numbers []uint32) []uint32 {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	ranks := make([]uint32, len(v.packs)) // from 1 on
+	last := uint32(0)
+	for _, n := range numbers {
+		if rank := &ranks[v.at(n).pack]; *rank == 0 {
+			last++
+			*rank = last
 		}
-		rank, ok := ranks[at.pack]
-		if !ok {
-			rank = len(ranks)
-			ranks[at.pack] = rank
-		}
-		wants = append(wants, want{at, rank, ref})
 	}
-	slices.SortFunc(wants, func(a, b want) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.at.block, b.at.block), cmp.Compare(a.at.off, b.at.off))
+	slices.SortFunc(numbers, func(a, b uint32) int {
+		x, y := v.at(a), v.at(b)
+		return cmp.Or(cmp.Compare(ranks[x.pack], ranks[y.pack]), cmp.Compare(x.block, y.block), cmp.Compare(x.off, y.off))
 	})
-	return slices.CompactFunc(wants, func(a, b want) bool { return a.ref == b.ref }), nil
+	return slices.Compact(numbers)
 }
 
-// planFetches cuts wants into runs of neighbouring blocks.
-func planFetches(wants []want, workers int) []fetch {
+// planFetches cuts chunks in reading order into runs of neighbouring blocks.
+func (v *Vault) planFetches(numbers []uint32, workers int) []fetch {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
 	var total int64
-	for i, w := range wants {
-		if i == 0 || w.rank != wants[i-1].rank || w.at.block != wants[i-1].at.block {
-			total += int64(w.at.sealed().sealed)
+	for i, n := range numbers {
+		at := v.place(n)
+		if i > 0 {
+			if last := v.at(numbers[i-1]); v.packs[last.pack] == at.pack && last.block == at.block {
+				continue
+			}
 		}
+		total += int64(at.sealed().sealed)
 	}
 	limit := min(maxFetch, max(minFetch, total/int64(workers)))
 	var fetches []fetch
 	first := 0
-	for i, w := range wants {
-		b := w.at.sealed()
+	for i, n := range numbers {
+		at := v.place(n)
+		b := at.sealed()
 		if len(fetches) > 0 {
 			f := &fetches[len(fetches)-1]
-			if f.pack == w.at.pack && b.off-(f.off+f.n) <= maxGap &&
+			if f.pack == at.pack && b.off-(f.off+f.n) <= maxGap &&
 				(b.end() <= f.off+f.n || b.end()-f.off <= limit) {
 				f.n = b.end() - f.off
-				f.wants = wants[first : i+1]
+				f.wants = numbers[first : i+1]
 				continue
 			}
 		}
 		first = i
-		fetches = append(fetches, fetch{pack: w.at.pack, wants: wants[i : i+1], off: b.off, n: int64(b.sealed)})
+		fetches = append(fetches, fetch{pack: at.pack, wants: numbers[i : i+1], off: b.off, n: int64(b.sealed)})
 	}
 	return fetches
+}
+
+// want makes of a number what there is to know about the chunk.
+func (v *Vault) want(n uint32) want {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	at := v.place(n)
+	return want{at, Ref{at.pack.audience(), v.at(n).id}, n}
 }
 
 func (at place) sealed() packBlock { return at.pack.blocks[at.block] }
@@ -139,42 +165,37 @@ func (at place) sealed() packBlock { return at.pack.blocks[at.block] }
 type buffers struct{ sealed, plain []byte }
 
 // fetch reads a run of blocks and hands on what is wanted of each.
-func (v *Vault) fetch(ctx context.Context, f fetch, bufs *buffers, fn func(Ref, []byte) error) error {
-	first := f.wants[0]
+func (v *Vault) fetch(ctx context.Context, f fetch, bufs *buffers, fn func(want, []byte) error) error {
+	next := v.want(f.wants[0])
 	r, err := v.st.Open(ctx, KindPack, f.pack.id, f.off, f.n)
 	if err != nil {
-		return first.lost(f.pack.readError(err))
+		return next.lost(f.pack.readError(err))
 	}
 	defer r.Close()
 	at := f.off
-	for len(f.wants) > 0 {
-		number := f.wants[0].at.block
-		n := slices.IndexFunc(f.wants, func(w want) bool { return w.at.block != number })
-		if n < 0 {
-			n = len(f.wants)
-		}
-		here := f.wants[:n]
-		f.wants = f.wants[n:]
-		b := f.pack.blocks[number]
-		if _, err := io.CopyN(io.Discard, r, b.off-at); err != nil {
-			return here[0].lost(f.pack.readError(err))
-		}
-		plain, err := f.pack.readBlock(r, int(number), bufs)
-		if err != nil {
-			return here[0].lost(err)
-		}
-		at = b.end()
-		for _, w := range here {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
+	block, plain := -1, []byte(nil)
+	for _, n := range f.wants {
+		w := v.want(n)
+		if block != int(w.at.block) {
+			block = int(w.at.block)
+			b := f.pack.blocks[block]
+			if _, err := io.CopyN(io.Discard, r, b.off-at); err != nil {
+				return w.lost(f.pack.readError(err))
 			}
-			data := plain[w.at.off:][:w.at.size:w.at.size]
-			if err := w.check(data); err != nil {
-				return err
+			if plain, err = f.pack.readBlock(r, block, bufs); err != nil {
+				return w.lost(err)
 			}
-			if err := fn(w.ref, data); err != nil {
-				return err
-			}
+			at = b.end()
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		data := plain[w.at.off:][:w.at.size:w.at.size]
+		if err := w.check(data); err != nil {
+			return err
+		}
+		if err := fn(w, data); err != nil {
+			return err
 		}
 	}
 	// To the end, so that a connection can be used again.

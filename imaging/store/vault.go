@@ -17,11 +17,9 @@ type Vault struct {
 	st   Store
 	keys Keys
 
-	mu      sync.RWMutex
-	packs   []*pack
+	mu sync.RWMutex
+	index
 	byID    map[ID]*pack
-	index   map[Ref]place
-	others  map[Ref][]*pack // further packs of chunks that are in several
 	damaged []Fault
 	foreign []packFile // of audiences whose key is not held
 
@@ -65,33 +63,35 @@ const tailGuess = 64 << 10
 func OpenVault(ctx context.Context, st Store, keys Keys, packs []ID) (*Vault, error) {
 	v := &Vault{
 		st: st, keys: keys,
-		byID:   map[ID]*pack{},
-		index:  map[Ref]place{},
-		others: map[Ref][]*pack{},
+		byID: map[ID]*pack{},
 	}
 	files, err := v.files(ctx, packs)
 	if err != nil {
 		return nil, fmt.Errorf("opening the vault: %w", err)
 	}
+	// Tables are large while they are read: some packs at a time.
+	for some := range slices.Chunk(files, openers) {
+		if err := v.open(ctx, some, packs != nil); err != nil {
+			return nil, fmt.Errorf("opening the vault: %w", err)
+		}
+	}
+	return v, nil
+}
+
+// open opens packs side by side and takes them in, in their order. One that is
+// damaged is an error if it was asked for.
+func (v *Vault) open(ctx context.Context, files []packFile, asked bool) error {
 	opened := make([]*pack, len(files))
 	faults := make([]error, len(files))
-	skipped := make([]bool, len(files))
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(openers)
+	g, ctx := errgroup.WithContext(ctx)
 	for i, f := range files {
 		g.Go(func() error {
-			p, err := openPack(gctx, st, keys, f)
+			opened[i], faults[i] = openPack(ctx, v.st, v.keys, f)
 			var corrupt *CorruptError
 			var missing *MissingError
-			switch {
-			case err == nil:
-				opened[i] = p
-			case errors.Is(err, errNotHeld):
-				skipped[i] = true
-			case packs == nil && errors.As(err, &corrupt):
-				faults[i] = err
-			case packs == nil && errors.As(err, &missing):
-				// Removed since it was listed.
+			switch err := faults[i]; {
+			case err == nil, errors.Is(err, errNotHeld):
+			case !asked && (errors.As(err, &corrupt) || errors.As(err, &missing)):
 			default:
 				return err
 			}
@@ -99,19 +99,22 @@ func OpenVault(ctx context.Context, st Store, keys Keys, packs []ID) (*Vault, er
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, fmt.Errorf("opening the vault: %w", err)
+		return err
 	}
 	for i, f := range files {
-		switch {
-		case opened[i] != nil:
+		var missing *MissingError
+		switch err := faults[i]; {
+		case err == nil:
 			v.add(opened[i])
-		case faults[i] != nil:
-			v.damaged = append(v.damaged, Fault{Pack: f.id, Block: -1, Err: faults[i]})
-		case skipped[i]:
+		case errors.Is(err, errNotHeld):
 			v.foreign = append(v.foreign, f)
+		case errors.As(err, &missing):
+			// Removed since it was listed.
+		default:
+			v.damaged = append(v.damaged, Fault{Pack: f.id, Block: -1, Err: err})
 		}
 	}
-	return v, nil
+	return nil
 }
 
 // files gives the packs to open, each once. A size of -1 is yet to be asked.
@@ -181,8 +184,13 @@ func openPack(ctx context.Context, st Store, keys Keys, f packFile) (*pack, erro
 	if p.cipher, err = h.cipher(key); err != nil {
 		return nil, err
 	}
-	return p, p.openTrailer(key, sealed, off)
+	if err := p.openTrailer(key, sealed, off); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
+
+func (p *pack) audience() Audience { return p.cipher.head.audience }
 
 // openTrailer opens the sealed table of a pack.
 func (p *pack) openTrailer(key *Key, sealed []byte, off int64) error {
@@ -237,20 +245,9 @@ func (v *Vault) add(p *pack) {
 	if v.byID[p.id] != nil {
 		return
 	}
-	v.packs = append(v.packs, p)
 	v.byID[p.id] = p
-	aud := p.cipher.head.audience
+	v.index.add(p)
 	for i := range p.blocks {
-		off := uint32(0)
-		for _, c := range p.blocks[i].chunks {
-			ref := Ref{aud, c.ID}
-			if at, ok := v.index[ref]; !ok {
-				v.index[ref] = place{p, uint32(i), off, c.Size}
-			} else if at.pack != p && !slices.Contains(v.others[ref], p) {
-				v.others[ref] = append(v.others[ref], p)
-			}
-			off += c.Size
-		}
 		p.blocks[i].chunks = nil
 	}
 }
@@ -270,8 +267,25 @@ func (v *Vault) Size(ref Ref) (size uint32, ok bool) {
 func (v *Vault) find(ref Ref) (place, bool) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	at, ok := v.index[ref]
-	return at, ok
+	n, ok := v.index.find(ref)
+	if !ok {
+		return place{}, false
+	}
+	return v.place(n), true
+}
+
+// place is where the chunk of that number is. The vault is locked.
+func (v *Vault) place(n uint32) place {
+	r := v.at(n)
+	return place{v.packs[r.pack], r.block, r.off, r.size}
+}
+
+// Find gives the number by which the vault knows a chunk, for StreamNumbers.
+// Numbers go from 0 up and stay as long as the vault.
+func (v *Vault) Find(ref Ref) (number uint32, ok bool) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.index.find(ref)
 }
 
 // Damaged tells which of the store's packs could not be opened.
@@ -305,18 +319,20 @@ func (v *Vault) PacksOf(refs []Ref) ([]ID, error) {
 func (v *Vault) Unused(live map[Ref]struct{}) []ID {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	used := map[*pack]bool{}
+	used := make([]bool, len(v.packs))
 	for ref := range live {
-		if at, ok := v.index[ref]; ok {
-			used[at.pack] = true
+		n, ok := v.index.find(ref)
+		if !ok {
+			continue
 		}
-		for _, p := range v.others[ref] {
+		used[v.at(n).pack] = true
+		for _, p := range v.others[n] {
 			used[p] = true
 		}
 	}
 	var ids []ID
-	for _, p := range v.packs {
-		if !used[p] {
+	for i, p := range v.packs {
+		if !used[i] {
 			ids = append(ids, p.id)
 		}
 	}

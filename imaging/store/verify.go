@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -95,7 +96,7 @@ func (v *Vault) readPack(ctx context.Context, p *pack, report func(Fault)) error
 		if chunk.IsZero() {
 			f.Lost = v.chunksIn(p.id, block)
 		} else {
-			f.Lost = []Ref{{p.cipher.head.audience, chunk}}
+			f.Lost = []Ref{{p.audience(), chunk}}
 		}
 		report(f)
 	}
@@ -110,7 +111,7 @@ func (v *Vault) readPack(ctx context.Context, p *pack, report func(Fault)) error
 		}
 		off := uint32(0)
 		for _, c := range b.chunks {
-			w := want{at: place{p, uint32(i), off, c.Size}, ref: Ref{p.cipher.head.audience, c.ID}}
+			w := want{at: place{p, uint32(i), off, c.Size}, ref: Ref{p.audience(), c.ID}}
 			if err := w.check(plain[off:][:c.Size]); err != nil {
 				fault(i, c.ID, err)
 			}
@@ -139,14 +140,16 @@ func isFault(err error) bool {
 func (v *Vault) chunksIn(id ID, block int) []Ref {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	p := v.byID[id]
-	if p == nil {
+	number := slices.IndexFunc(v.packs, func(p *pack) bool { return p.id == id })
+	if number < 0 {
 		return nil
 	}
 	var refs []Ref
-	for ref, at := range v.index {
-		if at.pack == p && (block < 0 || at.block == uint32(block)) {
-			refs = append(refs, ref)
+	for _, some := range v.records {
+		for _, r := range some {
+			if r.pack == uint32(number) && (block < 0 || r.block == uint32(block)) {
+				refs = append(refs, Ref{v.packs[number].audience(), r.id})
+			}
 		}
 	}
 	return refs

@@ -13,9 +13,9 @@ import (
 // image, small enough that one that is lost or unused is not much.
 const packSize = 32 << 20
 
-// packChunks is where a pack of very small chunks is cut, so that its table
-// stays within maxTrailer.
-const packChunks = 1 << 20
+// packChunks is where a pack of very small chunks is cut, so that its table, of
+// 36 bytes a chunk, stays small.
+const packChunks = 1 << 17
 
 // Writer adds blocks to a vault. Its methods are safe for concurrent use.
 //
