@@ -92,7 +92,7 @@ func (in *install) program(names ...string) string {
 	}
 	for _, n := range names {
 		for _, dir := range []string{"usr/sbin/", "usr/bin/", "sbin/", "bin/"} {
-			if in.index[dir+n] != nil {
+			if in.index.has(dir + n) {
 				return "/" + dir + n
 			}
 		}
@@ -104,7 +104,7 @@ func (in *install) program(names ...string) string {
 // and makes one where it is not.
 func (in *install) grubConfig(ctx context.Context) error {
 	name := "boot/grub/grub.cfg"
-	if in.index["boot/grub2"] != nil || in.program("grub2-mkconfig") != "" && in.index["boot/grub"] == nil {
+	if in.index.has("boot/grub2") || in.program("grub2-mkconfig") != "" && !in.index.has("boot/grub") {
 		name = "boot/grub2/grub.cfg"
 	}
 	if in.keepsConfig(name) && in.checkConfig(name) == nil {
@@ -127,7 +127,7 @@ func (in *install) grubConfig(ctx context.Context) error {
 // kind of table, same file systems for the root and for /boot.
 func (in *install) keepsConfig(name string) bool {
 	l := in.image.Layout
-	if l == nil || l.Table != "gpt" || in.index[name] == nil || in.image.Facts.Firmware != string(in.plan.Firmware) {
+	if l == nil || l.Table != "gpt" || !in.index.has(name) || in.image.Facts.Firmware != string(in.plan.Firmware) {
 		return false
 	}
 	for _, dir := range []string{"/", "/boot"} {

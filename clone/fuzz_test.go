@@ -73,9 +73,10 @@ func FuzzNeeds(f *testing.F) {
 		f.Add(spoilt)
 	}
 	f.Add([]byte("#!/bin/sh\n"))
-	index := indexManifest(&newImage(imaging.Head{}, map[string]string{
+	image := newImage(imaging.Head{}, map[string]string{
 		"lib64/ld-linux-x86-64.so.2": "elf", "usr/lib/x86_64-linux-gnu/libc.so.6": "elf", "usr/lib/x86_64-linux-gnu/libblkid.so.1": "elf",
-	}).Manifest)
+	})
+	index := manifestIndex{&image.List}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		root := t.TempDir()
 		if err := os.WriteFile(filepath.Join(root, "tool"), b, 0o755); err != nil {
@@ -84,7 +85,7 @@ func FuzzNeeds(f *testing.F) {
 		k := &toolkit{index: index, seen: map[string]bool{}, dirs: []string{"usr/lib/x86_64-linux-gnu"}}
 		_ = k.needs(root, "tool") // an error, or none
 		for _, p := range k.paths {
-			if index[p] == nil {
+			if !index.has(p) {
 				t.Fatalf("%q is not in the image", p)
 			}
 		}

@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -52,17 +53,23 @@ func Identity(role string) Table {
 // Permitted is an image as nodes of a role are given it: compute nodes get
 // nothing that belongs to one machine or to heads only. What is left out and is
 // on a node's disk all the same is one file too many there.
-func Permitted(m *imaging.Manifest, role string) *imaging.Manifest {
+func Permitted(m *imaging.Manifest, role string) (*imaging.Manifest, error) {
 	if role == roleHead {
-		return m
+		return m, nil
 	}
-	p := &imaging.Manifest{Head: m.Head}
-	for _, e := range m.List {
-		if e.Class.Audience() == store.Cluster {
-			p.List = append(p.List, e)
+	var list imaging.EntriesBuilder
+	for _, e := range m.List.All() {
+		if e.Class.Audience() != store.Cluster {
+			continue
+		}
+		if err := list.Add(e); err != nil {
+			return nil, fmt.Errorf("what a node of the role %s may have: %w", role, err)
 		}
 	}
-	return p
+	p := &imaging.Manifest{Head: m.Head}
+	var err error
+	p.List, err = list.Done()
+	return p, err
 }
 
 // Rules are the table's lines, in the order in which they are tried.

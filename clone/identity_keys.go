@@ -59,8 +59,8 @@ func (w *identity) hostKeys() error {
 func (w *identity) hostKeyTypes() []string {
 	var types []string
 	server := false
-	for i := range w.image.List {
-		p := w.image.List[i].Path
+	for _, e := range w.image.List.All() {
+		p := e.Path
 		if p == "etc/ssh/sshd_config" {
 			server = true
 		}

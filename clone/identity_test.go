@@ -294,21 +294,28 @@ func FuzzLockPasswords(f *testing.F) {
 }
 
 func TestPermitted(t *testing.T) {
-	m := &imaging.Manifest{List: []imaging.Entry{
+	m := &imaging.Manifest{List: entriesOf([]imaging.Entry{
 		{Path: ".", Kind: imaging.Directory},
 		{Path: "a", Kind: imaging.Regular},
 		{Path: "b", Kind: imaging.Regular, Class: imaging.ClassCluster},
 		{Path: "c", Kind: imaging.Regular, Class: imaging.ClassNode},
 		{Path: "d", Kind: imaging.Regular, Class: imaging.ClassHead},
 		{Path: "e", Kind: imaging.HardLink, Target: "d", Class: imaging.ClassHead},
-	}}
-	if got := len(Permitted(m, "compute").List); got != 3 {
+	}...)}
+	permitted := func(role string) int {
+		p, err := Permitted(m, role)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.List.Len()
+	}
+	if got := permitted("compute"); got != 3 {
 		t.Errorf("a compute node is permitted %d entries, want 3", got)
 	}
-	if got := len(Permitted(m, "head").List); got != 6 {
+	if got := permitted("head"); got != 6 {
 		t.Errorf("a head is permitted %d entries, want 6", got)
 	}
-	if len(m.List) != 6 {
+	if m.List.Len() != 6 {
 		t.Error("the manifest was changed")
 	}
 }

@@ -197,12 +197,8 @@ func (w *identity) leases() error {
 
 // inImage tells whether the image has the path, readable for this node or not.
 func (w *identity) inImage(name string) bool {
-	for i := range w.image.List {
-		if w.image.List[i].Path == name {
-			return true
-		}
-	}
-	return false
+	_, ok := w.image.List.Find(name)
+	return ok
 }
 
 func (w *identity) exists(name string) bool {

@@ -61,7 +61,7 @@ func Install(ctx context.Context, m Machine, plan *Plan, image *imaging.Manifest
 		m: m, plan: plan, image: image, chunks: chunks, o: o,
 		tools:  filepath.Join(o.Work, "tools"),
 		target: filepath.Join(o.Work, "target"),
-		index:  indexManifest(image),
+		index:  manifestIndex{&image.List},
 	}
 	for _, s := range []struct {
 		stage Stage

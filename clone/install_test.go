@@ -234,7 +234,7 @@ func TestResolve(t *testing.T) {
 		"usr/lib/x86_64-linux-gnu/ld-linux.so.2": "elf", "usr/lib64/ld-linux.so.2": "-> ../lib/x86_64-linux-gnu/ld-linux.so.2",
 		"lib64": "-> /usr/lib64", "loop": "-> loop", "out": "-> ../../../../usr/lib64",
 	})
-	x := indexManifest(&image.Manifest)
+	x := manifestIndex{&image.List}
 	for name, want := range map[string]string{
 		"/lib64/ld-linux.so.2": "usr/lib/x86_64-linux-gnu/ld-linux.so.2", "out/ld-linux.so.2": "usr/lib/x86_64-linux-gnu/ld-linux.so.2",
 		"loop": "", "nowhere": "", "lib64/none": "",
@@ -266,7 +266,8 @@ func TestXFSFeaturesAreMkfsArguments(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "mkfs.xfs"), tool, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	in := &install{tools: dir, index: manifestIndex{"mkfs.xfs": {Path: "mkfs.xfs", Kind: imaging.Regular}}}
+	in := &install{tools: dir}
+	in.index = manifestIndex{&newImage(imaging.Head{}, map[string]string{"mkfs.xfs": "elf"}).List}
 	in.image = &imaging.Manifest{Head: imaging.Head{Boot: imaging.Boot{Tools: []string{"mkfs.xfs"}}}}
 	disk := filepath.Join(dir, "disk")
 	probe := func() *imaging.FileSystem {

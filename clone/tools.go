@@ -18,14 +18,14 @@ import (
 )
 
 // manifestIndex finds the entries of a manifest by their paths.
-type manifestIndex map[string]*imaging.Entry
+type manifestIndex struct{ list *imaging.Entries }
 
-func indexManifest(m *imaging.Manifest) manifestIndex {
-	x := make(manifestIndex, len(m.List))
-	for i := range m.List {
-		x[m.List[i].Path] = &m.List[i]
-	}
-	return x
+// entry gives the entry of that path; nil: there is none.
+func (x manifestIndex) entry(path string) *imaging.Entry { return x.list.Get(path) }
+
+func (x manifestIndex) has(path string) bool {
+	_, ok := x.list.Find(path)
+	return ok
 }
 
 // resolve follows the links of a path within the tree, as if it were the root
@@ -37,7 +37,7 @@ func (x manifestIndex) resolve(name string) (real string, links []string, ok boo
 	for hops := 0; len(rest) > 0; {
 		next := path.Join(at, rest[0])
 		rest = rest[1:]
-		e := x[next]
+		e := x.entry(next)
 		if e == nil {
 			return "", nil, false
 		}
@@ -81,7 +81,7 @@ func (k *toolkit) add(name string) bool {
 		}
 		k.seen[p] = true
 		k.paths = append(k.paths, p)
-		if e := k.index[p]; e.Kind == imaging.HardLink && !k.seen[e.Target] {
+		if e := k.index.entry(p); e.Kind == imaging.HardLink && !k.seen[e.Target] {
 			k.seen[e.Target] = true
 			k.paths = append(k.paths, e.Target)
 		}
@@ -130,10 +130,13 @@ func (in *install) restoreTools(ctx context.Context) error {
 	}
 	k.add("etc/mke2fs.conf")
 	k.add("etc/ld.so.conf")
-	for name := range in.index {
-		if strings.HasPrefix(name, "etc/ld.so.conf.d/") {
-			k.add(name)
+	const confs = "etc/ld.so.conf.d"
+	at, _ := in.index.list.Find(confs)
+	for _, e := range in.index.list.From(at) {
+		if e.Path != confs && !strings.HasPrefix(e.Path, confs+"/") {
+			break
 		}
+		k.add(e.Path)
 	}
 	for round := 0; len(k.paths) > 0; round++ {
 		batch := k.paths

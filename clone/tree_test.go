@@ -15,13 +15,20 @@ import (
 // memoryImage is an image in memory, made by hand.
 type memoryImage struct {
 	imaging.Manifest
+	refs   []store.Ref // by number
 	chunks map[store.Ref][]byte
 	broken store.ID // chunk that the store has damaged
 }
 
-// Stream gives what a compute node may read.
-func (m *memoryImage) Stream(ctx context.Context, refs []store.Ref, _ int, fn func(store.Ref, []byte) error) error {
-	for _, r := range refs {
+func (m *memoryImage) Find(ref store.Ref) (uint32, bool) {
+	i := slices.Index(m.refs, ref)
+	return uint32(i), i >= 0
+}
+
+// StreamNumbers gives what a compute node may read.
+func (m *memoryImage) StreamNumbers(ctx context.Context, numbers []uint32, _ int, fn func(uint32, []byte) error) error {
+	for _, number := range numbers {
+		r := m.refs[number]
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -32,7 +39,7 @@ func (m *memoryImage) Stream(ctx context.Context, refs []store.Ref, _ int, fn fu
 		if !ok {
 			return &store.MissingError{What: "chunk", ID: r.ID}
 		}
-		if err := fn(r, b); err != nil {
+		if err := fn(number, b); err != nil {
 			return err
 		}
 	}
@@ -45,6 +52,7 @@ func (m *memoryImage) Stream(ctx context.Context, refs []store.Ref, _ int, fn fu
 func newImage(head imaging.Head, files map[string]string) *memoryImage {
 	m := &memoryImage{Manifest: imaging.Manifest{Head: head}, chunks: make(map[store.Ref][]byte)}
 	seen := map[string]bool{}
+	var list []imaging.Entry
 	var add func(name, content string)
 	add = func(name, content string) {
 		dir := strings.HasSuffix(name, "/")
@@ -70,22 +78,32 @@ func newImage(head imaging.Head, files map[string]string) *memoryImage {
 			e.Size = int64(len(content))
 			if len(content) > 0 {
 				ref := store.Ref{Audience: e.Class.Audience(), ID: store.Sum([]byte(content))}
+				if m.chunks[ref] == nil {
+					m.refs = append(m.refs, ref)
+				}
 				m.chunks[ref] = []byte(content)
 				e.Chunks = []store.Chunk{{ID: ref.ID, Size: uint32(len(content))}}
 			}
 		}
-		m.List = append(m.List, e)
+		list = append(list, e)
 	}
 	add("./", "")
 	for name, content := range files {
 		add(name, content)
 	}
-	slices.SortFunc(m.List, func(a, b imaging.Entry) int { return imaging.ComparePath(a.Path, b.Path) })
-	m.Entries = int64(len(m.List))
-	for _, e := range m.List {
-		m.Bytes += e.Size
-	}
+	slices.SortFunc(list, func(a, b imaging.Entry) int { return imaging.ComparePath(a.Path, b.Path) })
+	m.List = entriesOf(list...)
+	m.Entries, m.Bytes = int64(m.List.Len()), m.List.Bytes()
 	return m
+}
+
+// entriesOf makes entries that can be.
+func entriesOf(list ...imaging.Entry) imaging.Entries {
+	entries, err := imaging.NewEntries(list...)
+	if err != nil {
+		panic(err)
+	}
+	return entries
 }
 
 // debianFiles is a tree that has what an install looks for.

@@ -13,11 +13,14 @@ import (
 
 // ChunkSource is where Apply gets content from. *store.Vault is one.
 type ChunkSource interface {
-	// Stream reads each distinct chunk of refs once, in the order that suits
-	// the source, verifies it and gives it to fn, which is called from several
-	// goroutines at once and may not keep the bytes. The first error of fn
-	// ends the stream and is returned.
-	Stream(ctx context.Context, refs []store.Ref, workers int, fn func(store.Ref, []byte) error) error
+	// Find gives the number by which the source knows a chunk; not ok: it does
+	// not have it. Numbers go from 0 up, without large gaps.
+	Find(ref store.Ref) (number uint32, ok bool)
+	// StreamNumbers reads each distinct chunk of numbers once, in the order
+	// that suits the source, verifies it and gives it to fn, which is called
+	// from several goroutines at once and may not keep the bytes. It may
+	// change numbers. The first error of fn ends the stream and is returned.
+	StreamNumbers(ctx context.Context, numbers []uint32, workers int, fn func(number uint32, b []byte) error) error
 }
 
 // ApplyOptions say how a tree is to be made equal to a manifest. The zero

@@ -31,7 +31,7 @@ func BenchmarkApply(b *testing.B) {
 		bytes = x.apply(b, filepath.Join(dir, fmt.Sprint(i)), ApplyOptions{}).BytesWritten
 	}
 	b.SetBytes(bytes)
-	b.ReportMetric(float64(len(x.m.List))*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+	b.ReportMetric(float64(len(x.list))*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 }
 
 func BenchmarkApplyUnchanged(b *testing.B) {
@@ -40,7 +40,7 @@ func BenchmarkApplyUnchanged(b *testing.B) {
 	for b.Loop() {
 		x.apply(b, dir, ApplyOptions{Delete: true})
 	}
-	b.ReportMetric(float64(len(x.m.List))*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+	b.ReportMetric(float64(len(x.list))*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 }
 
 func BenchmarkCompareTree(b *testing.B) {

@@ -1,6 +1,7 @@
 package imaging
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -19,6 +20,7 @@ import (
 // memoryChunks is a ChunkSource in memory.
 type memoryChunks struct {
 	mu     sync.Mutex
+	refs   []store.Ref // by number
 	chunks map[store.Ref][]byte
 	given  int64                 // bytes streamed
 	bad    map[store.Ref]error   // what to answer instead
@@ -33,16 +35,25 @@ func (m *memoryChunks) add(a store.Audience, b []byte) store.Chunk {
 	ref := store.Ref{Audience: a, ID: store.Sum(b)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.chunks[ref] == nil {
+		m.refs = append(m.refs, ref)
+	}
 	m.chunks[ref] = slices.Clone(b)
 	return store.Chunk{ID: ref.ID, Size: uint32(len(b))}
 }
 
-func (m *memoryChunks) Stream(ctx context.Context, refs []store.Ref, workers int, fn func(store.Ref, []byte) error) error {
+func (m *memoryChunks) Find(ref store.Ref) (uint32, bool) {
+	i := slices.Index(m.refs, ref)
+	return uint32(i), i >= 0
+}
+
+func (m *memoryChunks) StreamNumbers(ctx context.Context, numbers []uint32, workers int, fn func(uint32, []byte) error) error {
 	// By digest, which is as far from the order of the files as can be.
-	order := slices.SortedFunc(slices.Values(refs), func(a, b store.Ref) int { return strings.Compare(string(a.ID[:]), string(b.ID[:])) })
+	order := slices.SortedFunc(slices.Values(numbers), func(a, b uint32) int { return bytes.Compare(m.refs[a].ID[:], m.refs[b].ID[:]) })
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(workers, 1))
-	for _, ref := range slices.Compact(order) {
+	for _, number := range slices.Compact(order) {
+		ref := m.refs[number]
 		g.Go(func() error {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -62,7 +73,7 @@ func (m *memoryChunks) Stream(ctx context.Context, refs []store.Ref, workers int
 			if !there {
 				return &store.MissingError{What: "chunk", ID: ref.ID}
 			}
-			return fn(ref, b)
+			return fn(number, b)
 		})
 	}
 	return g.Wait()
@@ -70,14 +81,34 @@ func (m *memoryChunks) Stream(ctx context.Context, refs []store.Ref, workers int
 
 // tree builds a manifest by hand.
 type tree struct {
-	m      *Manifest
+	list   []Entry
 	chunks *memoryChunks
+}
+
+// m is the tree's manifest.
+func (t *tree) m() *Manifest {
+	sorted := slices.Clone(t.list)
+	sortEntries(sorted)
+	return manifestOf(sorted...)
+}
+
+// manifestOf makes a manifest of entries that can be in one.
+func manifestOf(list ...Entry) *Manifest {
+	entries, err := NewEntries(list...)
+	if err != nil {
+		panic(err)
+	}
+	return &Manifest{List: entries}
+}
+
+func sortEntries(list []Entry) {
+	slices.SortStableFunc(list, func(a, b Entry) int { return ComparePath(a.Path, b.Path) })
 }
 
 const testSec = 1_700_000_000
 
 func newTree() *tree {
-	t := &tree{m: &Manifest{}, chunks: newMemoryChunks()}
+	t := &tree{chunks: newMemoryChunks()}
 	t.add(Entry{Path: ".", Kind: Directory, Mode: 0o755})
 	return t
 }
@@ -89,10 +120,10 @@ func (t *tree) add(e Entry) *Entry {
 		e.UID, e.GID = uint32(os.Geteuid()), uint32(os.Getegid())
 	}
 	if e.MTime == (Time{}) {
-		e.MTime = Time{Sec: testSec + int64(len(t.m.List)), Nsec: 123456789}
+		e.MTime = Time{Sec: testSec + int64(len(t.list)), Nsec: 123456789}
 	}
-	t.m.List = append(t.m.List, e)
-	return &t.m.List[len(t.m.List)-1]
+	t.list = append(t.list, e)
+	return &t.list[len(t.list)-1]
 }
 
 func (t *tree) dir(path string) *Entry {
@@ -115,7 +146,7 @@ func (t *tree) link(path, target string) *Entry {
 // apply applies the tree to dir and fails the test if that fails.
 func (t *tree) apply(tb testing.TB, dir string, o ApplyOptions) *ApplyReport {
 	tb.Helper()
-	r, err := Apply(tb.Context(), t.m, t.chunks, dir, o)
+	r, err := Apply(tb.Context(), t.m(), t.chunks, dir, o)
 	if err != nil {
 		tb.Fatalf("apply: %v", err)
 	}
@@ -125,7 +156,7 @@ func (t *tree) apply(tb testing.TB, dir string, o ApplyOptions) *ApplyReport {
 // equal fails the test if dir is not the tree.
 func (t *tree) equal(tb testing.TB, dir string) {
 	tb.Helper()
-	diffs, err := CompareTree(tb.Context(), t.m, dir, CompareOptions{})
+	diffs, err := CompareTree(tb.Context(), t.m(), dir, CompareOptions{})
 	if err != nil {
 		tb.Fatalf("compare: %v", err)
 	}

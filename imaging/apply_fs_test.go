@@ -62,7 +62,7 @@ func TestApplyDoesNotFit(t *testing.T) {
 	dir, _ := image(t, "ext4", "16M")
 	x := newTree()
 	x.file("big", strings.Repeat("x", 32<<20))
-	_, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{Delete: true})
+	_, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{Delete: true})
 	var space *SpaceError
 	if !errors.As(err, &space) || space.Need != 32<<20 || space.Have < 1<<20 || space.Have > 16<<20 || space.Path != dir {
 		t.Errorf("error %v", err)
@@ -75,7 +75,7 @@ func TestApplyDoesNotFit(t *testing.T) {
 	for i := range 10_000 {
 		x.file(fmt.Sprint("f", i), "")
 	}
-	_, err = Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{Delete: true})
+	_, err = Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{Delete: true})
 	if !errors.As(err, &space) || !space.Inodes {
 		t.Errorf("error %v", err)
 	}
@@ -96,7 +96,7 @@ func TestApplyRunsOutOfSpace(t *testing.T) {
 		fmt.Fprintf(&content, "%07x\n", i)
 	}
 	y.file("big", content.String())
-	_, err := Apply(t.Context(), y.m, y.chunks, dir, ApplyOptions{Full: true})
+	_, err := Apply(t.Context(), y.m(), y.chunks, dir, ApplyOptions{Full: true})
 	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "big") {
 		t.Errorf("error %v", err)
 	}
@@ -136,7 +136,7 @@ func TestApplyDeleteStaysOnItsMounts(t *testing.T) {
 	for _, path := range []string{in("data/precious"), in("extra/deep/mnt/precious"), filepath.Join(elsewhere, "precious")} {
 		read(t, path)
 	}
-	diffs, err := CompareTree(t.Context(), x.m, dir, CompareOptions{})
+	diffs, err := CompareTree(t.Context(), x.m(), dir, CompareOptions{})
 	must(t, err)
 	var extra []string
 	for _, d := range diffs {
@@ -202,7 +202,7 @@ func unprivileged() *tree {
 	x.add(Entry{Path: "null", Kind: CharDevice, Mode: 0o666, Major: 1, Minor: 3})
 	x.link("null2", "null")
 	x.add(Entry{Path: "link", Kind: Symlink, Mode: 0o777, Target: "plain", UID: 12})
-	Sort(x.m.List)
+	sortEntries(x.list)
 	return x
 }
 
@@ -213,7 +213,7 @@ func TestApplyUnprivilegedChild(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	r, err := Apply(t.Context(), unprivileged().m, unprivileged().chunks, dir, ApplyOptions{Delete: true})
+	r, err := Apply(t.Context(), unprivileged().m(), unprivileged().chunks, dir, ApplyOptions{Delete: true})
 	must(t, err, json.NewEncoder(os.Stderr).Encode(r))
 }
 
@@ -256,7 +256,7 @@ func TestApplyUnprivileged(t *testing.T) {
 		}
 		// Nothing but what had to be lost is different: owners here are
 		// those of this test, which are not the child's.
-		diffs, err := CompareTree(t.Context(), unprivileged().m, dir, CompareOptions{})
+		diffs, err := CompareTree(t.Context(), unprivileged().m(), dir, CompareOptions{})
 		must(t, err)
 		for _, d := range diffs {
 			if d.Kind != DiffOwner && !got[d.Path+" "+string(d.Kind)] && d.Path != "caps" && !strings.HasPrefix(d.Path, "null") {
@@ -271,7 +271,7 @@ func TestApplyLossy(t *testing.T) {
 	x, dir := newTree(), t.TempDir()
 	mountAt(t, dir, "-t", "ramfs", "ramfs")
 	x.file("file", "x").Xattrs = []Xattr{{"security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")}}
-	_, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{})
+	_, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{})
 	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "security.capability of file") {
 		t.Errorf("error %v", err)
 	}

@@ -3,28 +3,32 @@ package imaging
 import (
 	"fmt"
 	"path"
-	"slices"
 	"strings"
-
-	"doppel/imaging/store"
 )
 
-// treeNode is one name: of a manifest, or (e is nil) one that is on disk and
-// in no manifest.
+// treeNode is one name: of a manifest, or one that is on disk and in no
+// manifest. Of a million names it is the most that Apply has in memory for
+// each: what the entry says is read from the manifest when it is needed.
 type treeNode struct {
-	e        *Entry
-	name     string
-	parent   *treeNode
-	children []*treeNode // by name
-	first    *treeNode   // of a hard link: the node its entry points at
-	links    []*treeNode // of a first name: its other names
+	name   string
+	parent *treeNode
+	seen   *seen // what is on disk; nil: nothing
+	at     int32 // of the entry in the manifest; strange: in no manifest
+	end    int32 // behind the last entry below it
+	kind   Kind  // of the entry
+	class  Class // likewise
+
 	wanted   wanted
-	active   bool      // wanted, and neither skipped nor withheld
-	seen     *seen     // what is on disk; nil: nothing
-	act      act       // what is to be done
-	keeper   *treeNode // actLink: the name whose inode this one is to share
-	dirty    bool      // a directory in which something was done
+	act      act  // what is to be done
+	active   bool // wanted, and neither skipped nor withheld
+	opaque   bool // what is in it was left out
+	withheld bool // the content is not for this reader
+	linked   bool // it has other names in the manifest
+	dirty    bool // a directory in which something was done
 }
+
+// strange is the place of a name that is in no manifest.
+const strange = -1
 
 // wanted tells whether an entry is to be looked at.
 type wanted uint8
@@ -38,93 +42,145 @@ const (
 // path is built on demand: a chain of directories whose paths go far beyond
 // PATH_MAX is no reason to keep them all.
 func (n *treeNode) path() string {
-	if n.e != nil {
-		return n.e.Path
-	}
 	if n.parent == nil {
 		return "."
 	}
-	return joinPath(n.parent.path(), n.name)
-}
-
-// origin is the node whose entry holds the metadata and content of n.
-func (n *treeNode) origin() *treeNode {
-	if n.first != nil {
-		return n.first
+	size := -1
+	for up := n; up.parent != nil; up = up.parent {
+		size += len(up.name) + 1
 	}
-	return n
+	b := make([]byte, size)
+	for up := n; up.parent != nil; up = up.parent {
+		size -= copy(b[size-len(up.name):], up.name)
+		if size > 0 {
+			size--
+			b[size] = '/'
+		}
+	}
+	return string(b)
 }
 
-func (n *treeNode) isDir() bool { return n.e != nil && n.e.Kind == Directory }
+func (n *treeNode) isDir() bool { return n.at != strange && n.kind == Directory }
 
-// invalidError says why a manifest cannot be a tree.
-func invalidError(path, format string, args ...any) error {
-	return fmt.Errorf("manifest entry %q: %s", path, fmt.Sprintf(format, args...))
+// names are all names of one file of a manifest.
+type names struct {
+	first  *treeNode // the one whose entry holds metadata and content
+	others []*treeNode
+	keeper *treeNode // the one whose inode the others are to share, once that is decided
 }
 
-// treeIndex is a manifest as a tree. It does not rely on the codec having
-// looked at the entries, nor on their order: every name in it is one element
-// that leads downwards, every parent a directory of the manifest itself.
+// treeIndex is a manifest as a tree. Every name in it is one element that leads
+// downwards, every parent a directory of the manifest itself: Entries that
+// are otherwise there cannot be.
 type treeIndex struct {
-	root  *treeNode
-	nodes []treeNode
-	at    map[string]*treeNode
+	list   *Entries
+	root   *treeNode
+	nodes  []treeNode
+	links  map[*treeNode]*names // of nodes that are linked
+	recent *cursor              // where entry read last
 }
 
-// indexManifest makes the tree of m, or says which entry cannot be in one.
+// indexManifest makes the tree of m.
 func indexManifest(m *Manifest) (*treeIndex, error) {
-	x := &treeIndex{nodes: make([]treeNode, len(m.List)), at: make(map[string]*treeNode, len(m.List))}
-	for i := range m.List {
-		e, n := &m.List[i], &x.nodes[i]
-		if x.at[e.Path] != nil {
-			return nil, invalidError(e.Path, "is there twice")
+	x := &treeIndex{list: &m.List, nodes: make([]treeNode, m.List.Len()), links: map[*treeNode]*names{}}
+	if len(x.nodes) == 0 {
+		return nil, fmt.Errorf("the manifest has no entries")
+	}
+	x.root = &x.nodes[0]
+	var dirs []*treeNode // the directory that the last entry is in, and all above it
+	var e Entry
+	var slab slab
+	at := ""
+	for c := x.list.cursor(0); c.i < len(x.nodes); {
+		n := &x.nodes[c.i]
+		n.at = int32(c.i)
+		c.next(&e)
+		n.kind, n.class, n.opaque, n.withheld = e.Kind, e.Class, e.Opaque, e.Withheld
+		if n != x.root {
+			parent := parentPath(e.Path)
+			for ; at != parent; at = parentPath(at) {
+				dirs = dirs[:len(dirs)-1]
+			}
+			n.parent = dirs[len(dirs)-1]
+			n.name = slab.join(e.Path[strings.LastIndexByte(e.Path, '/')+1:], nil)
 		}
-		if err := checkFields(e); err != nil {
-			return nil, fmt.Errorf("manifest: %w", err)
+		if e.Kind == Directory {
+			dirs, at = append(dirs, n), e.Path
 		}
-		for _, c := range e.Chunks {
-			if c.Size > store.MaxBlock {
-				return nil, invalidError(e.Path, "has a chunk of %d bytes", c.Size)
+		if e.Kind == HardLink {
+			if err := x.link(n, &e); err != nil {
+				return nil, err
 			}
 		}
-		x.at[e.Path] = n
-		n.e = e
 	}
-	x.root = x.at["."]
-	if x.root == nil || !x.root.isDir() {
-		return nil, invalidError(".", "a tree needs a directory as its root")
-	}
-	for i := range x.nodes {
-		if err := x.place(&x.nodes[i]); err != nil {
-			return nil, err
+	for i := len(x.nodes) - 1; i >= 0; i-- {
+		n := &x.nodes[i]
+		n.end = max(n.end, n.at+1)
+		if n.parent != nil {
+			n.parent.end = max(n.parent.end, n.end)
 		}
-	}
-	for i := range x.nodes {
-		slices.SortFunc(x.nodes[i].children, func(a, b *treeNode) int { return strings.Compare(a.name, b.name) })
 	}
 	return x, nil
 }
 
-// place ties a node to its parent and a hard link to its first name.
-func (x *treeIndex) place(n *treeNode) error {
-	e := n.e
-	if n != x.root {
-		n.name = e.Path[strings.LastIndexByte(e.Path, '/')+1:]
-		if err := checkPath(e.Path); err != nil {
-			return fmt.Errorf("manifest: %w", err)
-		}
-		n.parent = x.at[parentPath(e.Path)]
-		if n.parent == nil || !n.parent.isDir() {
-			return invalidError(e.Path, "is in no directory of the manifest")
-		}
-		n.parent.children = append(n.parent.children, n)
+// link ties a hard link to its first name.
+func (x *treeIndex) link(n *treeNode, e *Entry) error {
+	i, ok := x.list.Find(e.Target)
+	if !ok {
+		return fmt.Errorf("manifest entry %q: is a hard link to %q, which is no file of the manifest", e.Path, e.Target)
 	}
-	if e.Kind == HardLink {
-		n.first = x.at[e.Target]
-		if n.first == nil || n.first.e.Kind == Directory || n.first.e.Kind == HardLink {
-			return invalidError(e.Path, "is a hard link to %q, which is no file of the manifest", e.Target)
-		}
-		n.first.links = append(n.first.links, n)
+	first := &x.nodes[i]
+	all := x.links[first]
+	if all == nil {
+		all = &names{first: first}
+		x.links[first] = all
+		first.linked = true
+	}
+	all.others = append(all.others, n)
+	x.links[n] = all
+	n.linked = true
+	return nil
+}
+
+// origin is the node whose entry holds the metadata and content of n.
+func (x *treeIndex) origin(n *treeNode) *treeNode {
+	if n.kind == HardLink && n.at != strange {
+		return x.links[n].first
+	}
+	return n
+}
+
+// entry reads the entry that holds the metadata and content of n. One
+// goroutine at a time may ask, in whatever order; it is cheap for one that goes
+// forward.
+func (x *treeIndex) entry(n *treeNode) *Entry {
+	at := int(x.origin(n).at)
+	if x.recent == nil || at < x.recent.i || at >= x.recent.i+markEvery {
+		x.recent = x.list.cursor(at)
+	}
+	e := &Entry{}
+	for c := x.recent; c.i <= at; {
+		c.next(e)
+	}
+	return e
+}
+
+// entryNow is entry for any goroutine.
+func (x *treeIndex) entryNow(n *treeNode) *Entry { return x.list.At(int(x.origin(n).at)) }
+
+// child is the first entry in the directory n, in the order of their names;
+// nil: there is none.
+func (x *treeIndex) child(n *treeNode) *treeNode {
+	if n.at != strange && n.at+1 < n.end {
+		return &x.nodes[n.at+1]
+	}
+	return nil
+}
+
+// next is the entry that follows n in its directory; nil: it is the last.
+func (x *treeIndex) next(n *treeNode) *treeNode {
+	if n.parent != nil && n.end < n.parent.end {
+		return &x.nodes[n.end]
 	}
 	return nil
 }
@@ -134,7 +190,7 @@ func (x *treeIndex) place(n *treeNode) error {
 // hard links among them.
 func (x *treeIndex) selectPaths(paths []string) error {
 	if len(paths) == 0 {
-		x.root.want()
+		x.want(x.root)
 		return nil
 	}
 	for _, p := range paths {
@@ -142,34 +198,28 @@ func (x *treeIndex) selectPaths(paths []string) error {
 		if clean == "" {
 			clean = "."
 		}
-		n := x.at[clean]
-		if n == nil {
+		i, ok := x.list.Find(clean)
+		if !ok {
 			return fmt.Errorf("%q is not in the image", p)
 		}
-		n.want()
+		x.want(&x.nodes[i])
 	}
 	// A first name may itself be wanted only because of its link, and marks
 	// only itself: it is no directory and no link, so one pass is enough.
-	for i := range x.nodes {
-		if n := &x.nodes[i]; n.wanted != notWanted && n.first != nil {
-			n.first.want()
+	for n, all := range x.links {
+		if n.wanted != notWanted && n != all.first {
+			x.want(all.first)
 		}
 	}
 	return nil
 }
 
 // want marks n, what is below it, and the way to it.
-func (n *treeNode) want() {
+func (x *treeIndex) want(n *treeNode) {
 	for up := n.parent; up != nil && up.wanted == notWanted; up = up.parent {
 		up.wanted = wantedWay
 	}
-	for stack := []*treeNode{n}; len(stack) > 0; {
-		n := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		if n.wanted == wantedAll {
-			continue
-		}
-		n.wanted = wantedAll
-		stack = append(stack, n.children...)
+	for i := n.at; i < n.end; i++ {
+		x.nodes[i].wanted = wantedAll
 	}
 }

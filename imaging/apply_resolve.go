@@ -23,21 +23,20 @@ const (
 // all, where so wished) and finds out whether their content is right.
 func (a *applier) verify() error {
 	type judged struct {
-		inode inodeKey
-		entry *Entry
+		inode  inodeKey
+		origin *treeNode
 	}
 	leaders := map[judged]*seen{} // names of one inode are read once
 	type follower struct{ leader, s *seen }
 	var followers []follower
 	g, ctx := errgroup.WithContext(a.ctx)
 	g.SetLimit(a.workers)
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.seen == nil || !n.seen.check {
 			continue
 		}
-		e := n.origin().e
 		if n.seen.nlink > 1 {
-			key := judged{n.seen.inode, e}
+			key := judged{n.seen.inode, a.index.origin(n)}
 			if l := leaders[key]; l != nil {
 				followers = append(followers, follower{l, n.seen})
 				continue
@@ -48,7 +47,7 @@ func (a *applier) verify() error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			same, err := a.verifyFile(n, e)
+			same, err := a.verifyFile(n, a.index.entryNow(n))
 			n.seen.right = same
 			return err
 		})
@@ -75,20 +74,20 @@ func (a *applier) verifyFile(n *treeNode, e *Entry) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, &os.PathError{Op: "open", Path: n.e.Path, Err: err}
+		return false, &os.PathError{Op: "open", Path: n.path(), Err: err}
 	}
 	defer unix.Close(fd)
 	at, err := differsAt(a.ctx, fd, e, nil)
 	if err != nil {
-		return false, &os.PathError{Op: "read", Path: n.e.Path, Err: err}
+		return false, &os.PathError{Op: "read", Path: n.path(), Err: err}
 	}
 	return at < 0, nil
 }
 
 // resolve decides what is to be done to each active entry.
 func (a *applier) resolve() {
-	done := map[*treeNode]bool{} // origins of hard links
-	for _, n := range a.active {
+	done := map[*names]bool{}
+	for n := range a.active() {
 		switch {
 		case n.isDir():
 			switch {
@@ -97,51 +96,56 @@ func (a *applier) resolve() {
 			case !n.seen.meta:
 				n.act = actFix
 			}
-		case n.first == nil && len(n.links) == 0:
-			a.resolveGroup([]*treeNode{n})
-		case !done[n.origin()]:
-			done[n.origin()] = true
-			a.resolveGroup(activeNames(n.origin()))
+		case !n.linked:
+			a.resolveGroup(nil, n)
+		case !done[a.index.links[n]]:
+			all := a.index.links[n]
+			done[all] = true
+			a.resolveGroup(all, all.active()...)
 		}
 	}
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.act == actNone {
 			a.report.Unchanged++
 		}
 	}
 }
 
-// activeNames are those names of a hard-linked file that are dealt with.
-func activeNames(origin *treeNode) []*treeNode {
-	var names []*treeNode
-	for _, n := range append([]*treeNode{origin}, origin.links...) {
+// active are those names of a file that are dealt with.
+func (all *names) active() []*treeNode {
+	var list []*treeNode
+	for _, n := range append([]*treeNode{all.first}, all.others...) {
 		if n.active {
-			names = append(names, n)
+			list = append(list, n)
 		}
 	}
-	return names
+	return list
 }
 
-// resolveGroup decides for all names of one file. A name that is right keeps
-// its inode, and the others become links to it.
-func (a *applier) resolveGroup(names []*treeNode) {
-	keeper := names[0]
+// resolveGroup decides for all active names of one file; all is nil when there
+// is only one. A name that is right keeps its inode, and the others become
+// links to it.
+func (a *applier) resolveGroup(all *names, list ...*treeNode) {
+	keeper := list[0]
 	keeper.act = actWrite
-	for _, n := range names {
+	for _, n := range list {
 		if n.seen != nil && n.seen.right && a.claim(n) {
 			keeper = n
-			names[0].act = actNone
+			list[0].act = actNone
 			if !n.seen.meta {
 				n.act = actFix
 			}
 			break
 		}
 	}
-	for _, n := range names {
+	for _, n := range list {
 		if n == keeper || keeper.act != actWrite && n.seen != nil && n.seen.inode == keeper.seen.inode {
 			continue
 		}
-		n.act, n.keeper = actLink, keeper
+		n.act = actLink
+	}
+	if all != nil {
+		all.keeper = keeper
 	}
 }
 
@@ -153,10 +157,10 @@ func (a *applier) claim(n *treeNode) bool {
 		return true
 	}
 	i := a.inodeOf(n.seen)
-	if i.owner != nil && i.owner != n.origin() || !n.seen.meta && n.seen.nlink > i.names {
+	if i.owner != nil && i.owner != a.index.origin(n) || !n.seen.meta && n.seen.nlink > i.names {
 		return false
 	}
-	i.owner = n.origin()
+	i.owner = a.index.origin(n)
 	return true
 }
 
@@ -168,7 +172,7 @@ func (a *applier) checkSpace() error {
 		bytes, inodes int64
 	}
 	demands := map[uint64]*demand{}
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.act != actWrite {
 			continue
 		}
@@ -186,8 +190,10 @@ func (a *applier) checkSpace() error {
 		} else if n.seen.nlink == 1 {
 			d.bytes -= n.seen.room
 		}
-		for _, x := range n.data() {
-			d.bytes += roundUp(x.Length, 4096)
+		if a.index.origin(n).kind == Regular {
+			for _, x := range a.index.entry(n).Data() {
+				d.bytes += roundUp(x.Length, 4096)
+			}
 		}
 		if n.isDir() {
 			d.bytes += 4096
@@ -197,14 +203,6 @@ func (a *applier) checkSpace() error {
 		if err := a.fits(d.at, d.bytes, d.inodes); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// data are the runs of data that writing n takes room for.
-func (n *treeNode) data() []Extent {
-	if o := n.origin().e; o.Kind == Regular {
-		return o.Data()
 	}
 	return nil
 }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -24,11 +24,13 @@ type applier struct {
 	workers int
 	strict  bool // what cannot be set is an error, not a loss
 
-	tree  *beneath
-	index *treeIndex
+	tree    *beneath
+	index   *treeIndex
+	content *content // what is to be written
+
+	rights [HardLink]seen // what is right in all respects, by kind
 
 	// What the survey found. Written by one goroutine, before any other runs.
-	active    []*treeNode // directories before what is in them
 	inodes    map[inodeKey]*inode
 	extras    []*treeNode // to be deleted, in this order
 	temps     []*treeNode // left behind by an Apply that was killed
@@ -50,6 +52,9 @@ type applier struct {
 func (a *applier) run(m *Manifest, dir string) (err error) {
 	if a.index, err = indexManifest(m); err != nil {
 		return err
+	}
+	for k := range a.rights {
+		a.rights[k] = seen{kind: Kind(k), nlink: 1, right: true, meta: true}
 	}
 	if err := a.index.selectPaths(a.o.Paths); err != nil {
 		return err
@@ -80,6 +85,9 @@ func (a *applier) run(m *Manifest, dir string) (err error) {
 		return err
 	}
 	if err := a.checkSpace(); err != nil {
+		return err
+	}
+	if err := a.gather(); err != nil {
 		return err
 	}
 	return a.change()
@@ -146,7 +154,7 @@ func (a *applier) sweep() error {
 // makeDirs makes the directories that are not there, closed to others until
 // they get their own mode at the end.
 func (a *applier) makeDirs() error {
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.act != actWrite || !n.isDir() {
 			continue
 		}
@@ -163,17 +171,17 @@ func (a *applier) makeDirs() error {
 		err = unix.Mkdirat(dir, n.name, 0o700)
 		a.tree.release(n.parent)
 		if err != nil {
-			return &os.PathError{Op: "make directory", Path: n.e.Path, Err: err}
+			return &os.PathError{Op: "make directory", Path: n.path(), Err: err}
 		}
 		n.dirty = true
-		a.did(n, ActWrite)
+		a.did(n, ActWrite, 0)
 	}
 	return nil
 }
 
 // prepare marks the directories that something will happen in.
 func (a *applier) prepare() error {
-	for _, n := range a.active {
+	for n := range a.active() {
 		if (n.act == actWrite || n.act == actLink) && !n.isDir() {
 			a.touch(n.parent)
 		}
@@ -186,13 +194,13 @@ func (a *applier) prepare() error {
 
 // fix sets metadata of what is right otherwise, in place.
 func (a *applier) fix() error {
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.act == actFix && !n.isDir() {
 			if err := a.setAt(n); err != nil {
 				return err
 			}
 			a.touchFS(n.parent)
-			a.did(n, ActFix)
+			a.did(n, ActFix, 0)
 		}
 	}
 	return nil
@@ -211,14 +219,14 @@ func (a *applier) setAt(n *treeNode) error {
 	defer a.tree.release(at)
 	o, err := openObject(dir, name)
 	if err != nil {
-		return &os.PathError{Op: "stat", Path: n.e.Path, Err: err}
+		return &os.PathError{Op: "stat", Path: n.path(), Err: err}
 	}
 	defer o.close()
 	t, err := a.tree.traits(o.st.Dev, at)
 	if err != nil {
 		return err
 	}
-	return a.setMeta(n.e.Path, n.origin().e, o, t)
+	return a.setMeta(n.path(), a.index.entry(n), o, t)
 }
 
 // deleteExtras removes what the manifest does not have.
@@ -242,7 +250,7 @@ func (a *applier) deleteExtras() error {
 		case err != nil:
 			return err
 		}
-		a.did(x, ActDelete)
+		a.did(x, ActDelete, 0)
 	}
 	return nil
 }
@@ -251,7 +259,7 @@ func (a *applier) deleteExtras() error {
 // happens in them any more that would change their times, and those above can
 // still be entered.
 func (a *applier) finishDirs() error {
-	for _, n := range slices.Backward(a.active) {
+	for n := range a.backward() {
 		if !n.isDir() || n.act == actNone && !n.dirty && !a.wasUnlocked(n) {
 			continue
 		}
@@ -261,7 +269,7 @@ func (a *applier) finishDirs() error {
 		a.touchFS(n)
 		a.locked(n)
 		if n.act == actFix {
-			a.did(n, ActFix)
+			a.did(n, ActFix, 0)
 		}
 	}
 	return nil
@@ -269,16 +277,22 @@ func (a *applier) finishDirs() error {
 
 // rehearse counts what would be done.
 func (a *applier) rehearse() {
-	for _, n := range a.active {
+	for n := range a.active() {
 		switch n.act {
-		case actWrite, actLink:
-			a.did(n, ActWrite)
+		case actWrite:
+			var bytes int64
+			if a.index.origin(n).kind == Regular {
+				bytes = dataLength(a.index.entry(n))
+			}
+			a.did(n, ActWrite, bytes)
+		case actLink:
+			a.did(n, ActWrite, 0)
 		case actFix:
-			a.did(n, ActFix)
+			a.did(n, ActFix, 0)
 		}
 	}
 	for _, x := range a.extras {
-		a.did(x, ActDelete)
+		a.did(x, ActDelete, 0)
 	}
 }
 
@@ -296,18 +310,45 @@ func (a *applier) rehearseFromNothing() error {
 	return nil
 }
 
-// did counts what was done and tells of it.
-func (a *applier) did(n *treeNode, act Act) {
+// dataLength is how much of a file is no hole.
+func dataLength(e *Entry) int64 {
+	var length int64
+	for _, x := range e.Data() {
+		length += x.Length
+	}
+	return length
+}
+
+// active are the nodes that are dealt with, directories before what is in them.
+func (a *applier) active() iter.Seq[*treeNode] {
+	return func(yield func(*treeNode) bool) {
+		for i := range a.index.nodes {
+			if n := &a.index.nodes[i]; n.active && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// backward is active from the end.
+func (a *applier) backward() iter.Seq[*treeNode] {
+	return func(yield func(*treeNode) bool) {
+		for i := len(a.index.nodes) - 1; i >= 0; i-- {
+			if n := &a.index.nodes[i]; n.active && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// did counts what was done and tells of it; bytes are of content.
+func (a *applier) did(n *treeNode, act Act, bytes int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch act {
 	case ActWrite:
 		a.report.Written++
-		if n.act == actWrite && n.origin().e.Kind == Regular {
-			for _, x := range n.origin().e.Data() {
-				a.report.BytesWritten += x.Length
-			}
-		}
+		a.report.BytesWritten += bytes
 	case ActFix:
 		a.report.Fixed++
 	case ActDelete:

@@ -18,8 +18,8 @@ const (
 	maxBatchBytes = 512 << 20 // of content
 )
 
-// settle collects what is whole and puts it in place.
-func (a *applier) settle(ctx context.Context, whole <-chan *target) error {
+// settle collects what is whole, puts it in place, and tells placed of it.
+func (a *applier) settle(ctx context.Context, whole <-chan *target, placed func(*target)) error {
 	var batch []*target
 	var bytes int64
 	for {
@@ -32,7 +32,7 @@ func (a *applier) settle(ctx context.Context, whole <-chan *target) error {
 				bytes += t.bytes
 			}
 			if len(batch) > 0 && (!more || len(batch) >= maxBatch || bytes >= maxBatchBytes) {
-				if err := a.settleBatch(ctx, batch); err != nil {
+				if err := a.settleBatch(ctx, batch, placed); err != nil {
 					return err
 				}
 				batch, bytes = batch[:0], 0
@@ -44,7 +44,7 @@ func (a *applier) settle(ctx context.Context, whole <-chan *target) error {
 	}
 }
 
-func (a *applier) settleBatch(ctx context.Context, batch []*target) error {
+func (a *applier) settleBatch(ctx context.Context, batch []*target, placed func(*target)) error {
 	if err := a.sync(); err != nil {
 		return err
 	}
@@ -55,6 +55,7 @@ func (a *applier) settleBatch(ctx context.Context, batch []*target) error {
 		if err := a.place(t); err != nil {
 			return err
 		}
+		placed(t)
 	}
 	return nil
 }
@@ -72,11 +73,11 @@ func (a *applier) place(t *target) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := unix.Renameat(dir, t.temp, dir, t.n.name); err != nil {
-		return &os.PathError{Op: "put in place", Path: t.n.e.Path, Err: err}
+		return &os.PathError{Op: "put in place", Path: t.n.path(), Err: err}
 	}
 	t.temp = ""
-	a.did(t.n, ActWrite)
-	if t.e.Kind == Regular {
+	a.did(t.n, ActWrite, t.bytes)
+	if t.regular {
 		a.advance(1, 0)
 	}
 	return nil
@@ -100,18 +101,18 @@ func (a *applier) clear(n *treeNode) error {
 // link gives names to inodes that have others: after content, since a name
 // is linked to what is whole.
 func (a *applier) link() error {
-	for _, n := range a.active {
+	for n := range a.active() {
 		if n.act != actLink {
 			continue
 		}
-		if _, unmade := a.unmade[n.keeper]; unmade {
-			a.lose(n.e.Path, "hard link", "what it links to could not be made")
+		if _, unmade := a.unmade[a.index.links[n].keeper]; unmade {
+			a.lose(n.path(), "hard link", "what it links to could not be made")
 			continue
 		}
 		if err := a.linkOne(n); err != nil {
-			return &os.PathError{Op: "link", Path: n.e.Path, Err: err}
+			return &os.PathError{Op: "link", Path: n.path(), Err: err}
 		}
-		a.did(n, ActWrite)
+		a.did(n, ActWrite, 0)
 	}
 	return nil
 }
@@ -120,18 +121,19 @@ func (a *applier) linkOne(n *treeNode) error {
 	if err := a.clear(n); err != nil {
 		return err
 	}
-	from, err := a.tree.hold(n.keeper.parent)
+	keeper := a.index.links[n].keeper
+	from, err := a.tree.hold(keeper.parent)
 	if err != nil {
 		return err
 	}
-	defer a.tree.release(n.keeper.parent)
+	defer a.tree.release(keeper.parent)
 	to, err := a.tree.hold(n.parent)
 	if err != nil {
 		return err
 	}
 	defer a.tree.release(n.parent)
 	temp := newTempName()
-	if err := unix.Linkat(from, n.keeper.name, to, temp, 0); err != nil {
+	if err := unix.Linkat(from, keeper.name, to, temp, 0); err != nil {
 		return err
 	}
 	if err := unix.Renameat(to, temp, to, n.name); err != nil {

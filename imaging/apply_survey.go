@@ -58,7 +58,7 @@ func (a *applier) survey() error {
 	}
 	root.seen = &seen{kind: Directory, inode: inodeKey{o.st.Dev, o.st.Ino}}
 	root.seen.mount = isMountRoot(a.tree.root, o.st.Dev, up.Dev)
-	d, err := diffMeta(root.e, o, t)
+	d, err := diffMeta(a.index.entry(root), o, t)
 	if err != nil {
 		return fmt.Errorf("reading the metadata of %s: %w", a.tree.dir, err)
 	}
@@ -75,16 +75,15 @@ func (a *applier) admit(n *treeNode) bool {
 		return false
 	}
 	a.report.Entries++
-	if a.o.Skip != nil && a.o.Skip(n.e.Path) {
+	if a.o.Skip != nil && a.o.Skip(n.path()) {
 		a.report.Skipped++
 		return false
 	}
-	if n.origin().e.Withheld {
-		a.report.Withheld = append(a.report.Withheld, n.e.Path)
+	if a.index.origin(n).withheld {
+		a.report.Withheld = append(a.report.Withheld, n.path())
 		return false
 	}
 	n.active = true
-	a.active = append(a.active, n)
 	return true
 }
 
@@ -95,7 +94,7 @@ func (a *applier) surveyDir(n *treeNode) error {
 	}
 	var dirs []*treeNode
 	if n.seen == nil || n.seen.kind != Directory {
-		for _, c := range n.children {
+		for c := a.index.child(n); c != nil; c = a.index.next(c) {
 			if a.admit(c) && c.isDir() {
 				dirs = append(dirs, c)
 			}
@@ -126,30 +125,30 @@ func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
 		return nil, err
 	}
 	defer a.tree.release(n)
-	children := n.children
-	for len(names) > 0 || len(children) > 0 {
+	c := a.index.child(n)
+	for len(names) > 0 || c != nil {
 		switch {
-		case len(children) == 0 || len(names) > 0 && names[0] < children[0].name:
+		case c == nil || len(names) > 0 && names[0] < c.name:
 			if err := a.surveyUnknown(n, names[0]); err != nil {
 				return nil, err
 			}
 			names = names[1:]
 			continue
-		case len(names) > 0 && names[0] == children[0].name:
+		case len(names) > 0 && names[0] == c.name:
 			names = names[1:]
-			if a.admit(children[0]) {
-				err = a.look(fd, children[0])
+			if a.admit(c) {
+				err = a.look(fd, c)
 			}
 		default:
-			a.admit(children[0])
+			a.admit(c)
 		}
 		if err != nil {
 			return nil, err
 		}
-		if c := children[0]; c.active && c.isDir() {
+		if c.active && c.isDir() {
 			dirs = append(dirs, c)
 		}
-		children = children[1:]
+		c = a.index.next(c)
 	}
 	return dirs, nil
 }
@@ -161,10 +160,10 @@ func (a *applier) look(dir int, c *treeNode) error {
 		return nil
 	}
 	if err != nil {
-		return &os.PathError{Op: "stat", Path: c.e.Path, Err: err}
+		return &os.PathError{Op: "stat", Path: c.path(), Err: err}
 	}
 	defer o.close()
-	e := c.origin().e
+	e := a.index.entry(c)
 	s := seenObject(o)
 	c.seen = s
 	if s.kind == Directory {
@@ -185,7 +184,7 @@ func (a *applier) look(dir int, c *treeNode) error {
 	}
 	d, err := diffMeta(e, o, t)
 	if err != nil {
-		return fmt.Errorf("reading the metadata of %q: %w", c.e.Path, err)
+		return fmt.Errorf("reading the metadata of %q: %w", c.path(), err)
 	}
 	s.meta = d.none()
 	switch s.kind {
@@ -195,13 +194,16 @@ func (a *applier) look(dir int, c *treeNode) error {
 	case Symlink:
 		target, err := readLink(o.fd)
 		if err != nil {
-			return &os.PathError{Op: "readlink", Path: c.e.Path, Err: err}
+			return &os.PathError{Op: "readlink", Path: c.path(), Err: err}
 		}
 		s.right = target == e.Target
 	case CharDevice, BlockDevice:
 		s.right = unix.Major(o.st.Rdev) == e.Major && unix.Minor(o.st.Rdev) == e.Minor
 	default:
 		s.right = true
+	}
+	if s.right && s.meta && s.nlink == 1 && s.kind != Directory && !c.linked {
+		c.seen = &a.rights[s.kind] // there is no more to know of it
 	}
 	return nil
 }
@@ -226,7 +228,7 @@ func (a *applier) inodeOf(s *seen) *inode {
 
 // surveyUnknown looks at a name that the manifest does not have in n.
 func (a *applier) surveyUnknown(n *treeNode, name string) error {
-	x := &treeNode{name: name, parent: n}
+	x := &treeNode{name: name, parent: n, at: strange}
 	path := x.path()
 	if a.o.Skip != nil && a.o.Skip(path) {
 		return nil
@@ -235,7 +237,7 @@ func (a *applier) surveyUnknown(n *treeNode, name string) error {
 		a.temps = append(a.temps, x)
 		return nil
 	}
-	if !a.o.Delete || n.wanted != wantedAll || n.seen.mounted || n.e.Opaque {
+	if !a.o.Delete || n.wanted != wantedAll || n.seen.mounted || n.opaque {
 		return nil
 	}
 	// mkfs makes it, and fsck wants it.
@@ -298,7 +300,7 @@ func (a *applier) surveyBelow(x *treeNode, into *[]*treeNode) (stays bool, err e
 		return false, err
 	}
 	for _, name := range names {
-		c := &treeNode{name: name, parent: x}
+		c := &treeNode{name: name, parent: x, at: strange}
 		if a.o.Skip != nil && a.o.Skip(c.path()) {
 			stays = true
 			continue
@@ -315,8 +317,9 @@ func (a *applier) surveyBelow(x *treeNode, into *[]*treeNode) (stays bool, err e
 // surveyObstacle looks at a directory where the manifest has none. It gives
 // way when that loses nothing the caller did not ask to lose.
 func (a *applier) surveyObstacle(c *treeNode) error {
+	kind := a.index.origin(c).kind
 	if c.seen.mount {
-		return fmt.Errorf("%q is a mount point, and a %s in the image", c.e.Path, c.origin().e.Kind)
+		return fmt.Errorf("%q is a mount point, and a %s in the image", c.path(), kind)
 	}
 	var below []*treeNode
 	stays, err := a.surveyBelow(c, &below)
@@ -324,9 +327,9 @@ func (a *applier) surveyObstacle(c *treeNode) error {
 	case err != nil:
 		return err
 	case stays:
-		return fmt.Errorf("%q is a directory with something in it that is to be kept, and a %s in the image", c.e.Path, c.origin().e.Kind)
+		return fmt.Errorf("%q is a directory with something in it that is to be kept, and a %s in the image", c.path(), kind)
 	case len(below) > 0 && (!a.o.Delete || c.seen.mounted):
-		return fmt.Errorf("%q is a directory that is not empty, and a %s in the image: remove it, or let what the image lacks be deleted", c.e.Path, c.origin().e.Kind)
+		return fmt.Errorf("%q is a directory that is not empty, and a %s in the image: remove it, or let what the image lacks be deleted", c.path(), kind)
 	}
 	a.obstacles[c] = below
 	return nil

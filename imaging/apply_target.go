@@ -15,10 +15,11 @@ import (
 // target is a name that is being made, under a temporary name until it is
 // whole.
 type target struct {
-	n     *treeNode
-	e     *Entry       // that holds its content and metadata
-	left  atomic.Int64 // pieces of content still to come
-	bytes int64        // of content
+	n       *treeNode
+	e       *Entry       // that holds its content and metadata; nil once it is whole
+	left    atomic.Int64 // pieces of content still to come
+	bytes   int64        // of content
+	regular bool
 
 	mu   sync.Mutex
 	temp string // its name now; empty: not there (yet, or any more)
@@ -108,14 +109,14 @@ func (t *target) makeSpecial(dir int) error {
 func (a *applier) finish(t *target, dir int) error {
 	o, err := openObject(dir, t.temp)
 	if err != nil {
-		return &os.PathError{Op: "stat", Path: t.n.e.Path, Err: err}
+		return &os.PathError{Op: "stat", Path: t.n.path(), Err: err}
 	}
 	defer o.close()
 	traits, err := a.tree.traits(o.st.Dev, t.n.parent)
 	if err != nil {
 		return err
 	}
-	return a.setMeta(t.n.e.Path, t.e, o, traits)
+	return a.setMeta(t.n.path(), t.e, o, traits)
 }
 
 // discard removes the temporary file, if it is there.

@@ -34,7 +34,7 @@ func sample() *tree {
 	t.link("var/link2", "var/link")
 	t.add(Entry{Path: "var/pipe", Kind: FIFO, Mode: 0o622})
 	t.add(Entry{Path: "var/sock", Kind: Socket, Mode: 0o755})
-	Sort(t.m.List)
+	sortEntries(t.list)
 	return t
 }
 
@@ -43,7 +43,7 @@ func TestApply(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new", "root")
 	r := x.apply(t, dir, ApplyOptions{})
 	x.equal(t, dir)
-	if want := int64(len(x.m.List)); r.Entries != want || r.Written+r.Fixed != want {
+	if want := int64(len(x.list)); r.Entries != want || r.Written+r.Fixed != want {
 		t.Errorf("report %+v, want %d entries written or fixed", r, want)
 	}
 	var st unix.Stat_t
@@ -226,7 +226,7 @@ func TestApplyKeepsWithoutDelete(t *testing.T) {
 
 	must(t, os.Remove(filepath.Join(dir, "etc/passwd")), os.Mkdir(filepath.Join(dir, "etc/passwd"), 0o755))
 	write(t, filepath.Join(dir, "etc/passwd/mine"), "mine")
-	if _, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), `"etc/passwd" is a directory that is not empty`) {
+	if _, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), `"etc/passwd" is a directory that is not empty`) {
 		t.Errorf("error %v", err)
 	}
 	read(t, filepath.Join(dir, "etc/passwd/mine"))
@@ -253,7 +253,7 @@ func TestApplySkip(t *testing.T) {
 	if r.Skipped != 2 || r.Deleted != 2 {
 		t.Errorf("report %+v", r)
 	}
-	diffs, err := CompareTree(t.Context(), x.m, dir, CompareOptions{Skip: func(p string) bool { return skip(p) || p == "etc/keep" }})
+	diffs, err := CompareTree(t.Context(), x.m(), dir, CompareOptions{Skip: func(p string) bool { return skip(p) || p == "etc/keep" }})
 	if err != nil || len(diffs) > 0 {
 		t.Errorf("differs: %v, %v", diffs, err)
 	}
@@ -276,7 +276,7 @@ func TestApplyPaths(t *testing.T) {
 	if read(t, filepath.Join(dir, "var/lib/big2")) != strings.Repeat("0123456789abcdef", 20_000) {
 		t.Error("a directory did not come with what is in it")
 	}
-	if _, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{Paths: []string{"no/such"}}); err == nil || !strings.Contains(err.Error(), `"no/such" is not in the image`) {
+	if _, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{Paths: []string{"no/such"}}); err == nil || !strings.Contains(err.Error(), `"no/such" is not in the image`) {
 		t.Errorf("error %v", err)
 	}
 	// A link alone brings the name that it points at.
@@ -287,15 +287,22 @@ func TestApplyPaths(t *testing.T) {
 
 func TestApplyWithheld(t *testing.T) {
 	x, dir := newTree(), t.TempDir()
-	x.add(Entry{Path: "a", Kind: Regular, Mode: 0o600, Size: 100, Class: ClassHead, Withheld: true})
+	x.file("a", "secret").Class = ClassHead
 	x.link("b", "a")
 	x.file("c", "c")
 	write(t, filepath.Join(dir, "a"), "own")
-	r := x.apply(t, dir, ApplyOptions{Delete: true})
+	cluster, _ := encode(t, describe(x.m()))
+	m, err := decode(cluster, nil)
+	must(t, err)
+	r, err := Apply(t.Context(), m, x.chunks, dir, ApplyOptions{Delete: true})
+	must(t, err)
 	if !slices.Equal(r.Withheld, []string{"a", "b"}) || read(t, filepath.Join(dir, "a")) != "own" {
 		t.Errorf("report %+v", r)
 	}
-	x.equal(t, dir)
+	diffs, err := CompareTree(t.Context(), m, dir, CompareOptions{})
+	if err != nil || len(diffs) > 0 {
+		t.Errorf("%v, %v", diffs, err)
+	}
 }
 
 func TestApplyOpaque(t *testing.T) {
@@ -326,7 +333,7 @@ func TestApplyBadChunks(t *testing.T) {
 	ref := store.Ref{Audience: store.Cluster, ID: big.Chunks[0].ID}
 	check := func(t *testing.T, want any) {
 		t.Helper()
-		_, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{})
+		_, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{})
 		if err == nil || !errors.As(err, want) || !strings.Contains(err.Error(), ref.ID.String()) || !strings.Contains(err.Error(), `"var/`) {
 			t.Errorf("error %v", err)
 		}
@@ -357,7 +364,7 @@ func TestApplyCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("the power button")
 	x.chunks.before = func(store.Ref) error { cancel(cause); return nil }
-	if _, err := Apply(ctx, x.m, x.chunks, dir, ApplyOptions{}); !errors.Is(err, cause) && !errors.Is(err, context.Canceled) {
+	if _, err := Apply(ctx, x.m(), x.chunks, dir, ApplyOptions{}); !errors.Is(err, cause) && !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	if left := temps(t, dir); len(left) > 0 {
@@ -371,10 +378,10 @@ func TestApplyCancelled(t *testing.T) {
 func TestApplyAlone(t *testing.T) {
 	x, dir := sample(), t.TempDir()
 	x.chunks.before = func(store.Ref) error {
-		_, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{})
+		_, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{})
 		return err
 	}
-	if _, err := Apply(t.Context(), x.m, x.chunks, dir, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), "another apply is at work") {
+	if _, err := Apply(t.Context(), x.m(), x.chunks, dir, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), "another apply is at work") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -401,9 +408,9 @@ func TestApplyProgress(t *testing.T) {
 
 // at is the entry at path.
 func (t *tree) at(path string) *Entry {
-	for i := range t.m.List {
-		if t.m.List[i].Path == path {
-			return &t.m.List[i]
+	for i := range t.list {
+		if t.list[i].Path == path {
+			return &t.list[i]
 		}
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -14,8 +16,8 @@ import (
 
 // piece is one place that wants a chunk.
 type piece struct {
-	target *target
-	extent int   // of the target's data
+	node   int32 // of the index
+	extent int32 // of the node's data
 	off    int64 // in the extent, where the chunk begins
 	size   uint32
 	next   int32 // another piece that wants the same chunk, or -1
@@ -23,29 +25,40 @@ type piece struct {
 
 // content is all that is to be written: which chunks, and what for.
 type content struct {
-	refs   []store.Ref
-	first  map[store.Ref]int32 // into pieces
+	src    ChunkSource
+	wanted []uint32 // numbers of chunks, each once
+	first  []int32  // by number: of the pieces that want it; -1: none
 	pieces []piece
+	empty  []int32      // nodes of what takes no chunk
+	done   atomic.Int64 // pieces that are written
+
+	mu      sync.Mutex
+	targets map[int32]*target // being made, or whole and waiting for their names
 }
 
-// add lays the chunks of t into its extents. A chunk may reach over several.
-func (c *content) add(t *target) {
-	data := t.e.Data()
-	audience := t.e.Class.Audience()
+// add lays the chunks of a node's entry into its extents. A chunk may reach
+// over several.
+func (c *content) add(node int32, e *Entry) error {
+	data := e.Data()
+	audience := e.Class.Audience()
 	extent, off := 0, int64(0)
-	for _, chunk := range t.e.Chunks {
+	for _, chunk := range e.Chunks {
+		number, ok := c.src.Find(store.Ref{Audience: audience, ID: chunk.ID})
+		if !ok {
+			return fmt.Errorf("reading content of %q: %w", e.Path, &store.MissingError{What: "chunk", ID: chunk.ID})
+		}
 		for off == data[extent].Length {
 			extent, off = extent+1, 0
 		}
-		ref := store.Ref{Audience: audience, ID: chunk.ID}
-		next, known := c.first[ref]
-		if !known {
-			next = -1
-			c.refs = append(c.refs, ref)
+		for int(number) >= len(c.first) {
+			c.first = append(c.first, -1)
 		}
-		c.first[ref] = int32(len(c.pieces))
-		c.pieces = append(c.pieces, piece{target: t, extent: extent, off: off, size: chunk.Size, next: next})
-		t.bytes += int64(chunk.Size)
+		next := c.first[number]
+		if next < 0 {
+			c.wanted = append(c.wanted, number)
+		}
+		c.first[number] = int32(len(c.pieces))
+		c.pieces = append(c.pieces, piece{node: node, extent: int32(extent), off: off, size: chunk.Size, next: next})
 		for left := int64(chunk.Size); left > 0; {
 			n := min(left, data[extent].Length-off)
 			left, off = left-n, off+n
@@ -54,37 +67,63 @@ func (c *content) add(t *target) {
 			}
 		}
 	}
+	return nil
+}
+
+// target gives the target of a node, made when it is first asked for.
+func (a *applier) target(c *content, node int32) *target {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.targets[node]; t != nil {
+		return t
+	}
+	n := &a.index.nodes[node]
+	t := &target{n: n, e: a.index.entryNow(n)}
+	t.regular = t.e.Kind == Regular
 	t.left.Store(int64(len(t.e.Chunks)))
+	if t.regular {
+		t.bytes = dataLength(t.e)
+	}
+	c.targets[node] = t
+	return t
+}
+
+// gather collects what is to be written. A chunk that the source does not have
+// is told of here, when nothing has been changed yet.
+func (a *applier) gather() error {
+	c := &content{src: a.src, targets: map[int32]*target{}}
+	for n := range a.active() {
+		if n.act != actWrite || n.isDir() {
+			continue
+		}
+		before := len(c.pieces)
+		if a.index.origin(n).kind == Regular {
+			a.progress.FilesTotal++
+			if err := c.add(n.at, a.index.entry(n)); err != nil {
+				return err
+			}
+		}
+		if len(c.pieces) == before {
+			c.empty = append(c.empty, n.at)
+		}
+	}
+	for _, p := range c.pieces {
+		a.progress.BytesTotal += int64(p.size)
+	}
+	a.content = c
+	return nil
 }
 
 // write makes everything that is new, in one pass over the content, and puts
 // it in place in batches.
 func (a *applier) write() error {
-	c := &content{first: map[store.Ref]int32{}}
-	var targets, empty []*target
-	for _, n := range a.active {
-		if n.act != actWrite || n.isDir() {
-			continue
-		}
-		t := &target{n: n, e: n.origin().e}
-		targets = append(targets, t)
-		if t.e.Kind == Regular {
-			a.progress.FilesTotal++
-			c.add(t)
-		}
-		if len(t.e.Chunks) == 0 {
-			empty = append(empty, t)
-		}
-	}
-	if len(targets) == 0 {
+	c := a.content
+	if len(c.pieces) == 0 && len(c.empty) == 0 {
 		return nil
 	}
-	for _, p := range c.pieces {
-		a.progress.BytesTotal += int64(p.size)
-	}
-	err := a.pour(c, empty)
+	err := a.pour(c)
 	if err != nil {
-		for _, t := range targets {
+		for _, t := range c.targets {
 			a.discard(t)
 		}
 	}
@@ -93,51 +132,58 @@ func (a *applier) write() error {
 
 // pour streams the content into the targets while those that are whole are put
 // in place behind it.
-func (a *applier) pour(c *content, empty []*target) error {
+func (a *applier) pour(c *content) error {
 	g, ctx := errgroup.WithContext(a.ctx)
 	whole := make(chan *target, maxBatch)
 	g.Go(func() error {
 		defer close(whole)
-		for _, t := range empty {
-			if err := a.makeEmpty(ctx, t, whole); err != nil {
+		for _, node := range c.empty {
+			if err := a.makeEmpty(ctx, a.target(c, node), whole); err != nil {
 				return err
 			}
 		}
-		if len(c.refs) == 0 {
+		if len(c.wanted) == 0 {
 			return nil
 		}
 		return a.stream(ctx, c, whole)
 	})
-	g.Go(func() error { return a.settle(ctx, whole) })
+	g.Go(func() error {
+		return a.settle(ctx, whole, func(t *target) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			delete(c.targets, t.n.at)
+		})
+	})
 	return g.Wait()
 }
 
 func (a *applier) stream(ctx context.Context, c *content, whole chan<- *target) error {
-	err := a.src.Stream(ctx, c.refs, a.workers, func(ref store.Ref, b []byte) error {
-		first, wanted := c.first[ref]
-		if !wanted {
-			return fmt.Errorf("chunk %s was not asked for", ref.ID)
+	err := a.src.StreamNumbers(ctx, c.wanted, a.workers, func(number uint32, b []byte) error {
+		first := int32(-1)
+		if int(number) < len(c.first) {
+			first = c.first[number]
+		}
+		if first < 0 {
+			return fmt.Errorf("chunk %d was not asked for", number)
 		}
 		for i := first; i >= 0; i = c.pieces[i].next {
-			if err := a.put(ctx, &c.pieces[i], ref, b, whole); err != nil {
+			if err := a.put(ctx, c, number, &c.pieces[i], b, whole); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return c.explain(err)
+		return a.explain(c, err)
 	}
-	for i := range c.pieces {
-		if t := c.pieces[i].target; t.left.Load() > 0 {
-			return fmt.Errorf("writing %q: the store gave only part of its content", t.n.e.Path)
-		}
+	if n := int64(len(c.pieces)) - c.done.Load(); n > 0 {
+		return fmt.Errorf("the store gave only part of the content: %d pieces are missing", n)
 	}
 	return nil
 }
 
 // explain adds to a bad chunk's error what it is needed for.
-func (c *content) explain(err error) error {
+func (a *applier) explain(c *content, err error) error {
 	var id store.ID
 	var missing *store.MissingError
 	var corrupt *store.CorruptError
@@ -149,28 +195,31 @@ func (c *content) explain(err error) error {
 	default:
 		return err
 	}
-	var paths []string
+	var nodes []int32
 	for _, audience := range []store.Audience{store.Cluster, store.Head} {
-		i, wanted := c.first[store.Ref{Audience: audience, ID: id}]
-		for wanted && i >= 0 {
-			paths = append(paths, c.pieces[i].target.n.e.Path)
-			i = c.pieces[i].next
+		number, known := c.src.Find(store.Ref{Audience: audience, ID: id})
+		if !known || int(number) >= len(c.first) {
+			continue
+		}
+		for i := c.first[number]; i >= 0; i = c.pieces[i].next {
+			nodes = append(nodes, c.pieces[i].node)
 		}
 	}
-	switch len(paths) {
-	case 0:
+	if len(nodes) == 0 {
 		return fmt.Errorf("reading content: %w", err)
-	case 1:
-		return fmt.Errorf("reading content of %q: %w", paths[0], err)
 	}
-	return fmt.Errorf("reading content of %q (and in %d more places): %w", paths[len(paths)-1], len(paths)-1, err)
+	path := a.index.nodes[nodes[len(nodes)-1]].path()
+	if len(nodes) == 1 {
+		return fmt.Errorf("reading content of %q: %w", path, err)
+	}
+	return fmt.Errorf("reading content of %q (and in %d more places): %w", path, len(nodes)-1, err)
 }
 
 // put writes a chunk at one place, and finishes the file if it was the last.
-func (a *applier) put(ctx context.Context, p *piece, ref store.Ref, b []byte, whole chan<- *target) error {
-	t := p.target
+func (a *applier) put(ctx context.Context, c *content, number uint32, p *piece, b []byte, whole chan<- *target) error {
+	t := a.target(c, p.node)
 	if len(b) != int(p.size) {
-		return &store.CorruptError{What: "chunk", ID: ref.ID, Detail: fmt.Sprintf("it is %d bytes long and %q wants %d", len(b), t.n.e.Path, p.size)}
+		return &store.CorruptError{What: "chunk", ID: c.id(number, t.e), Detail: fmt.Sprintf("it is %d bytes long and %q wants %d", len(b), t.n.path(), p.size)}
 	}
 	dir, err := a.tree.hold(t.n.parent)
 	if err != nil {
@@ -179,25 +228,36 @@ func (a *applier) put(ctx context.Context, p *piece, ref store.Ref, b []byte, wh
 	defer a.tree.release(t.n.parent)
 	fd, err := t.open(dir)
 	if err != nil {
-		return &os.PathError{Op: "create", Path: t.n.e.Path, Err: err}
+		return &os.PathError{Op: "create", Path: t.n.path(), Err: err}
 	}
-	err = writePiece(fd, p, b)
+	err = writePiece(fd, t.e, p, b)
 	if cerr := unix.Close(fd); err == nil {
 		err = cerr // ENOSPC and EDQUOT on network file systems
 	}
 	if err != nil {
-		return &os.PathError{Op: "write", Path: t.n.e.Path, Err: err}
+		return &os.PathError{Op: "write", Path: t.n.path(), Err: err}
 	}
 	a.advance(0, int64(len(b)))
+	c.done.Add(1)
 	if t.left.Add(-1) > 0 {
 		return nil
 	}
 	return a.complete(ctx, t, dir, whole)
 }
 
+// id is the name of a chunk of e, by its number.
+func (c *content) id(number uint32, e *Entry) store.ID {
+	for _, chunk := range e.Chunks {
+		if n, ok := c.src.Find(store.Ref{Audience: e.Class.Audience(), ID: chunk.ID}); ok && n == number {
+			return chunk.ID
+		}
+	}
+	return store.ID{}
+}
+
 // writePiece lays b into the extents from p on.
-func writePiece(fd int, p *piece, b []byte) error {
-	data := p.target.e.Data()
+func writePiece(fd int, e *Entry, p *piece, b []byte) error {
+	data := e.Data()
 	off := p.off
 	for i := p.extent; len(b) > 0; i++ {
 		x := data[i]
@@ -221,22 +281,22 @@ func (a *applier) makeEmpty(ctx context.Context, t *target, whole chan<- *target
 		return err
 	}
 	defer a.tree.release(t.n.parent)
-	if t.e.Kind == Regular {
+	if t.regular {
 		fd, err := t.open(dir)
 		if err == nil {
 			err = unix.Close(fd)
 		}
 		if err != nil {
-			return &os.PathError{Op: "create", Path: t.n.e.Path, Err: err}
+			return &os.PathError{Op: "create", Path: t.n.path(), Err: err}
 		}
 		return a.complete(ctx, t, dir, whole)
 	}
 	if err := t.makeSpecial(dir); err != nil {
 		if (t.e.Kind == CharDevice || t.e.Kind == BlockDevice) && !a.strict {
 			a.unmade[t.n] = struct{}{}
-			return a.tolerate(t.n.e.Path, t.e.Kind.String(), err)
+			return a.tolerate(t.n.path(), t.e.Kind.String(), err)
 		}
-		return &os.PathError{Op: "create", Path: t.n.e.Path, Err: err}
+		return &os.PathError{Op: "create", Path: t.n.path(), Err: err}
 	}
 	return a.complete(ctx, t, dir, whole)
 }
@@ -245,6 +305,7 @@ func (a *applier) complete(ctx context.Context, t *target, dir int, whole chan<-
 	if err := a.finish(t, dir); err != nil {
 		return err
 	}
+	t.e = nil // what waits for its name takes little room
 	select {
 	case whole <- t:
 		return nil

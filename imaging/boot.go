@@ -22,8 +22,8 @@ var programDirs = [...]string{"usr/sbin", "usr/bin", "sbin", "bin"}
 
 // DetectBoot tells from the entries of a tree, in canonical order, what it
 // holds to start a machine with.
-func DetectBoot(list []Entry) Boot {
-	f := finder(list)
+func DetectBoot(list *Entries) Boot {
+	f := finder{list}
 	b := Boot{Kernels: f.kernels(), Loaders: []string{}, Tools: []string{}, Network: f.network()}
 	if f.program("grub-install") != "" || f.program("grub2-install") != "" {
 		if f.grub("i386-pc", "boot.img") {
@@ -44,7 +44,7 @@ func DetectBoot(list []Entry) Boot {
 
 // finder finds entries by their path as a program in the tree would, which
 // sees through symbolic links.
-type finder []Entry
+type finder struct{ list *Entries }
 
 // find gives the entry that p leads to, symbolic links followed; nil: nothing.
 func (f finder) find(p string) *Entry {
@@ -79,12 +79,7 @@ func (f finder) find(p string) *Entry {
 	return f.entry(at)
 }
 
-func (f finder) entry(p string) *Entry {
-	if i, ok := find(f, p); ok {
-		return &f[i]
-	}
-	return nil
-}
+func (f finder) entry(p string) *Entry { return f.list.Get(p) }
 
 // file gives the path of the file that p leads to; empty: there is none.
 func (f finder) file(p string) string {
@@ -120,10 +115,13 @@ func (f finder) in(dir string) []*Entry {
 		return nil
 	}
 	var list []*Entry
-	i, _ := find(f, dir)
-	for i++; i < len(f) && (dir == "." || strings.HasPrefix(f[i].Path, dir+"/")); i++ {
-		if parentPath(f[i].Path) == dir {
-			list = append(list, &f[i])
+	i, _ := f.list.Find(dir)
+	for _, e := range f.list.From(i + 1) {
+		if dir != "." && !strings.HasPrefix(e.Path, dir+"/") {
+			break
+		}
+		if parentPath(e.Path) == dir {
+			list = append(list, e)
 		}
 	}
 	return list

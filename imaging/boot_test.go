@@ -9,7 +9,7 @@ import (
 
 // treeOf makes entries of paths: "x/" a directory, "x -> y" a symbolic link,
 // else a file. Directories above are made as need be.
-func treeOf(paths ...string) []Entry {
+func treeOf(paths ...string) *Entries {
 	list := []Entry{{Path: ".", Kind: Directory}}
 	seen := map[string]bool{".": true}
 	var add func(e Entry)
@@ -31,8 +31,16 @@ func treeOf(paths ...string) []Entry {
 			add(Entry{Path: p, Kind: Regular})
 		}
 	}
-	Sort(list)
-	return list
+	sortEntries(list)
+	var b EntriesBuilder
+	for i := range list {
+		_ = b.Add(&list[i]) // what is below a file, say, is left out
+	}
+	entries, err := b.Done()
+	if err != nil {
+		panic(err)
+	}
+	return &entries
 }
 
 func grubFiles(dir string, bios bool) []string {
@@ -45,7 +53,7 @@ func grubFiles(dir string, bios bool) []string {
 
 func TestDetectBoot(t *testing.T) {
 	for name, c := range map[string]struct {
-		list []Entry
+		list *Entries
 		want Boot
 	}{
 		"debian 12": {

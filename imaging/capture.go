@@ -140,7 +140,11 @@ func (k *capture) run(ctx context.Context) (*CaptureReport, error) {
 	if err := k.scan(ctx, vault); err != nil {
 		return nil, err
 	}
-	m := &Manifest{Head: Head{Facts: facts, Layout: layout, Boot: DetectBoot(k.sink.list)}, List: k.sink.list}
+	list, err := k.sink.list.Done()
+	if err != nil {
+		return nil, fmt.Errorf("what the source gave: %w", err)
+	}
+	m := &Manifest{Head: Head{Facts: facts, Layout: layout, Boot: DetectBoot(&list)}, List: list}
 	r, err := k.record(ctx, vault, m)
 	if err != nil {
 		return nil, err
@@ -230,19 +234,17 @@ func (k *capture) record(ctx context.Context, vault *store.Vault, m *Manifest) (
 			return nil, fmt.Errorf("the scan ended without all content of %q: %w", ref.Entry.Path, &store.MissingError{What: "chunk", ID: ref.ID})
 		}
 	}
-	cluster, head, err := m.Encode()
+	digest, err := m.Digest()
 	if err != nil {
 		return nil, err
 	}
 	v := Version{
 		Image:   k.o.Name,
-		Digest:  ManifestDigest(cluster, store.Sum(head)).String(),
+		Digest:  digest.String(),
 		Time:    time.Now().UTC(),
-		Entries: int64(len(m.List)),
+		Entries: int64(m.List.Len()),
+		Bytes:   m.List.Bytes(),
 		Source:  cmp.Or(k.o.Origin, "local"),
-	}
-	for i := range m.List {
-		v.Bytes += m.List[i].Size
 	}
 	last, err := k.catalog.Resolve(ctx, k.o.Name+"@"+latest)
 	var unknown *UnknownImageError
@@ -253,7 +255,7 @@ func (k *capture) record(ctx context.Context, vault *store.Vault, m *Manifest) (
 	if unchanged {
 		v = last
 	} else {
-		if v.Blob, _, err = writeParts(ctx, k.st, k.keys, cluster, head); err != nil {
+		if v.Blob, _, err = WriteManifest(ctx, k.st, k.keys, m); err != nil {
 			return nil, err
 		}
 		if v, err = k.catalog.Add(ctx, v); err != nil {
@@ -301,10 +303,9 @@ func (k *capture) report(v Version, unchanged bool) *CaptureReport {
 			detected[n.Path] = true
 		}
 	}
-	for i := range k.sink.list {
-		if e := &k.sink.list[i]; e.Class != ClassNone {
-			r.Secrets = append(r.Secrets, SecretFile{e.Path, e.Class.String(), detected[e.Path]})
-		}
+	for _, s := range k.sink.secrets {
+		s.Detected = detected[s.Path]
+		r.Secrets = append(r.Secrets, s)
 	}
 	return r
 }

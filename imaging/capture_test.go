@@ -136,7 +136,7 @@ func TestCaptureOwnState(t *testing.T) {
 	must(t, err)
 	m, err := c.Manifest(t.Context(), v)
 	must(t, err)
-	if i, ok := find(m.List, "srv/[doppel]"); !ok || !m.List[i].Opaque || i != len(m.List)-1 {
+	if i, ok := m.List.Find("srv/[doppel]"); !ok || !m.List.At(i).Opaque || i != m.List.Len()-1 {
 		t.Error("the state directory is part of the image")
 	}
 }
@@ -185,8 +185,7 @@ func FuzzCache(f *testing.F) {
 	dir := f.TempDir()
 	w, err := createCache(dir + "/cache")
 	must(f, err)
-	for i := range sampleManifest().List {
-		e := sampleManifest().List[i]
+	for i, e := range sampleEntries() {
 		if e.Kind == Regular {
 			w.add(&record{entry: Entry{Path: e.Path, MTime: e.MTime, Size: e.Size, Class: e.Class, Extents: e.Extents, Chunks: e.Chunks}, ino: uint64(i)})
 		}

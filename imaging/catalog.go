@@ -176,8 +176,8 @@ func (c *Catalog) Manifest(ctx context.Context, v Version) (*Manifest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", v.Ref(), err)
 	}
-	if digest != v.Digest {
-		return nil, fmt.Errorf("%s: %w", v.Ref(), &store.CorruptError{What: "manifest", ID: v.Blob, Detail: "it is that of the version " + digest})
+	if digest.String() != v.Digest {
+		return nil, fmt.Errorf("%s: %w", v.Ref(), &store.CorruptError{What: "manifest", ID: v.Blob, Detail: "it is that of the version " + digest.String()})
 	}
 	return m, nil
 }

@@ -3,6 +3,8 @@ package imaging
 import (
 	"fmt"
 	"strings"
+
+	"doppel/imaging/store"
 )
 
 // checker checks the entries of a manifest one after the other: that each is
@@ -79,6 +81,10 @@ func checkFields(e *Entry) error {
 		fault = "is of a class that only files have"
 	case e.Opaque && e.Kind != Directory:
 		fault = "is opaque without being a directory"
+	case e.Flags&^KeptFlags != 0:
+		fault = "has flags that no image keeps"
+	case (e.Flags != 0 || e.Project != 0) && e.Kind != Regular && e.Kind != Directory:
+		fault = "has flags or a project, which only files and directories have"
 	case e.Mode > 0o7777:
 		fault = "has more mode bits than there are"
 	case e.MTime.Nsec > 999_999_999:
@@ -123,7 +129,7 @@ func checkExtents(e *Entry) error {
 		}
 	}
 	for _, c := range e.Chunks {
-		if c.Size == 0 || int64(c.Size) > room {
+		if c.Size == 0 || c.Size > store.MaxBlock || int64(c.Size) > room {
 			return fmt.Errorf("the chunks of %q are not as long as its data", e.Path)
 		}
 		room -= int64(c.Size)

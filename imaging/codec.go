@@ -10,22 +10,25 @@ import (
 	"doppel/imaging/store"
 )
 
-// The encoding of a manifest. Numbers are varints of the shortest form, signed
-// ones zigzag; byte strings have their length in front.
+// The encoding of a manifest; FORMAT.md has it byte by byte. Numbers are varints
+// of the shortest form, signed ones zigzag; byte strings have their length in
+// front.
 //
-//	cluster part   "doppel manifest 1\n"
+//	cluster part   preamble: "doppel manifest 2\n"
 //	               length and JSON of the Head
-//	               count of entries, entries
-//	head part      "doppel manifest head 1\n"
+//	               count of entries
+//	               entries
+//	head part      "doppel manifest head 2\n"
 //	               count of contents, contents: of the Regular entries of
 //	               class node and head, in their order
-//	entry          kind<<4 | class; flags (1 xattrs, 2 opaque)
+//	entry          kind<<4 | class; flags (1 xattrs, 2 opaque, 4 inode flags)
 //	               length of the path's beginning that is the last path's too,
 //	               the rest of the path
 //	               HardLink: how many entries back its target is, and no more
 //	               mode, uid, gid, seconds (signed), nanoseconds
 //	               Regular: size, and the content unless the class is node or head
 //	               Symlink: target; devices: major, minor
+//	               with flag 4: inode flags, project
 //	               with flag 1: count of xattrs, names and values
 //	content        0 for no Extents, else their count + 1 and for each the gap
 //	               since the last one's end and its length
@@ -34,66 +37,72 @@ import (
 // There is one encoding of a manifest only: the decoder refuses what the
 // encoder would have written otherwise, so that equal trees have equal digests.
 const (
-	clusterMagic = "doppel manifest 1\n"
-	headMagic    = "doppel manifest head 1\n"
-	digestPrefix = "doppel manifest v1"
+	clusterMagic = "doppel manifest 2\n"
+	headMagic    = "doppel manifest head 2\n"
+	digestPrefix = "doppel manifest v2"
 )
 
 const (
 	flagXattrs = 1 << iota
 	flagOpaque
+	flagInode
 )
 
 // secret tells whether the content of e is for heads only.
 func (e *Entry) secret() bool { return e.Class.Audience() == store.Head }
 
-// Encode writes the manifest as its cluster part, which everyone in the
-// cluster may read, and its head part, with what is known about the content of
-// the entries that are for heads only. It counts Entries and Bytes anew.
-func (m *Manifest) Encode() (cluster, head []byte, err error) {
+// preamble encodes what comes before the entries. It counts Entries and Bytes
+// anew.
+func (m *Manifest) preamble() ([]byte, error) {
 	h := m.Head
-	h.Entries, h.Bytes = int64(len(m.List)), 0
-	var order checker
-	for i := range m.List {
-		e := &m.List[i]
-		if e.Withheld {
-			return nil, nil, fmt.Errorf("encode manifest: the content of %q is not known to this reader", e.Path)
-		}
-		if err := order.entry(e); err != nil {
-			return nil, nil, fmt.Errorf("encode manifest: %w", err)
-		}
-		h.Bytes += e.Size
-	}
-	if err := order.end(); err != nil {
-		return nil, nil, fmt.Errorf("encode manifest: %w", err)
-	}
+	h.Entries, h.Bytes = int64(m.List.Len()), m.List.Bytes()
 	about, err := json.Marshal(h)
 	if err != nil {
-		return nil, nil, fmt.Errorf("encode manifest: %w", err)
+		return nil, fmt.Errorf("encode manifest: %w", err)
 	}
-	cluster = appendBytes([]byte(clusterMagic), about)
-	cluster = appendUint(cluster, uint64(len(m.List)))
-	var contents []byte
-	var secrets uint64
-	last := ""
-	for i := range m.List {
-		e := &m.List[i]
-		if cluster, err = m.appendEntry(cluster, i, last); err != nil {
-			return nil, nil, fmt.Errorf("encode manifest: %w", err)
-		}
-		if e.Kind == Regular && e.secret() {
-			contents = appendContent(contents, e)
-			secrets++
-		}
-		last = e.Path
-	}
-	head = appendUint([]byte(headMagic), secrets)
-	return cluster, append(head, contents...), nil
+	b := appendBytes([]byte(clusterMagic), about)
+	return appendUint(b, uint64(m.List.Len())), nil
 }
 
-// appendEntry appends the entry at i, all of it that is in the cluster part.
-func (m *Manifest) appendEntry(b []byte, i int, last string) ([]byte, error) {
-	e := &m.List[i]
+// headPart encodes what is known about the content of the entries that are for
+// heads only.
+func (m *Manifest) headPart() ([]byte, error) {
+	if m.List.withheld {
+		return nil, fmt.Errorf("encode manifest: the content of secrets is not known to this reader")
+	}
+	b := appendUint([]byte(headMagic), uint64(len(m.List.secrets)))
+	return append(b, m.List.secret...), nil
+}
+
+// digest is the identity of the version: the SHA-256 of the words "doppel
+// manifest v2", of the SHA-256 of its cluster part and of that of its head
+// part. So who may not have the head part can check the identity all the same.
+func (m *Manifest) digest(headSum store.ID) (store.ID, error) {
+	preamble, err := m.preamble()
+	if err != nil {
+		return store.ID{}, err
+	}
+	h := sha256.New()
+	h.Write(preamble)
+	for _, part := range m.List.parts {
+		h.Write(part)
+	}
+	return store.Sum(slices.Concat([]byte(digestPrefix), h.Sum(nil), headSum[:])), nil
+}
+
+// Digest is the manifest's identity, as a version has it. It takes a manifest
+// of which nothing is withheld.
+func (m *Manifest) Digest() (store.ID, error) {
+	head, err := m.headPart()
+	if err != nil {
+		return store.ID{}, err
+	}
+	return m.digest(store.Sum(head))
+}
+
+// appendEntry appends all of an entry that is in the cluster part. last is the
+// path of the entry before it; a hard link's target is back entries before it.
+func appendEntry(b []byte, e *Entry, last string, back int) []byte {
 	var flags byte
 	if len(e.Xattrs) > 0 && e.Kind != HardLink {
 		flags |= flagXattrs
@@ -101,15 +110,14 @@ func (m *Manifest) appendEntry(b []byte, i int, last string) ([]byte, error) {
 	if e.Opaque {
 		flags |= flagOpaque
 	}
+	if e.Flags != 0 || e.Project != 0 {
+		flags |= flagInode
+	}
 	b = append(b, byte(e.Kind)<<4|byte(e.Class), flags)
 	shared := commonPrefix(last, e.Path)
 	b = appendString(appendUint(b, uint64(shared)), e.Path[shared:])
 	if e.Kind == HardLink {
-		at, ok := find(m.List[:i], e.Target)
-		if !ok || m.List[at].Kind == Directory || m.List[at].Kind == HardLink {
-			return nil, fmt.Errorf("%q is a hard link to %q, which is no earlier file", e.Path, e.Target)
-		}
-		return appendUint(b, uint64(i-at)), nil
+		return appendUint(b, uint64(back))
 	}
 	b = appendUint(appendUint(appendUint(b, uint64(e.Mode)), uint64(e.UID)), uint64(e.GID))
 	b = appendUint(appendInt(b, e.MTime.Sec), uint64(e.MTime.Nsec))
@@ -124,13 +132,16 @@ func (m *Manifest) appendEntry(b []byte, i int, last string) ([]byte, error) {
 	case CharDevice, BlockDevice:
 		b = appendUint(appendUint(b, uint64(e.Major)), uint64(e.Minor))
 	}
+	if flags&flagInode != 0 {
+		b = appendUint(appendUint(b, uint64(e.Flags)), uint64(e.Project))
+	}
 	if flags&flagXattrs != 0 {
 		b = appendUint(b, uint64(len(e.Xattrs)))
 		for _, x := range e.Xattrs {
 			b = appendBytes(appendString(b, x.Name), x.Value)
 		}
 	}
-	return b, nil
+	return b
 }
 
 // appendContent appends where e's content is. Extents that say no more than
@@ -157,115 +168,165 @@ func appendContent(b []byte, e *Entry) []byte {
 	return b
 }
 
-// find finds the entry of that path in a list in canonical order.
-func find(list []Entry, path string) (int, bool) {
-	return slices.BinarySearchFunc(list, path, func(e Entry, p string) int { return ComparePath(e.Path, p) })
+// manifestDecoder takes a manifest in as its pieces come: the preamble, parts
+// of whole entries, the head part.
+type manifestDecoder struct {
+	m     Manifest
+	b     EntriesBuilder
+	count uint64 // of entries, as the preamble says
+	names slab
+	paths int
 }
 
-// ManifestDigest is the identity of a version: the SHA-256 of the words
-// "doppel manifest v1", of the SHA-256 of its cluster part and of that of its
-// head part. So who may not have the head part can check the identity all the
-// same.
-func ManifestDigest(cluster []byte, head store.ID) store.ID {
-	c := sha256.Sum256(cluster)
-	return store.Sum(slices.Concat([]byte(digestPrefix), c[:], head[:]))
-}
-
-// DecodeManifest reads what Encode wrote. head is nil for a reader that may
-// not have it: the entries that it is about come Withheld.
-func DecodeManifest(cluster, head []byte) (*Manifest, error) {
-	d := decoder{b: cluster}
-	m := &Manifest{}
-	m.decodeAbout(&d)
-	m.decodeEntries(&d, head != nil)
-	if err := d.finish("cluster part"); err != nil {
-		return nil, fmt.Errorf("decode manifest: %w", err)
-	}
-	if head != nil {
-		h := decoder{b: head}
-		m.decodeContents(&h)
-		if err := h.finish("head part"); err != nil {
-			return nil, fmt.Errorf("decode manifest: %w", err)
-		}
-	}
-	var total int64
-	for i := range m.List {
-		total += m.List[i].Size
-	}
-	if m.Entries != int64(len(m.List)) || m.Bytes != total {
-		return nil, fmt.Errorf("decode manifest: it says %d entries and %d bytes, and has %d and %d", m.Entries, m.Bytes, len(m.List), total)
-	}
-	return m, nil
-}
-
-// decodeAbout reads what comes before the entries.
-func (m *Manifest) decodeAbout(d *decoder) {
+// preamble reads what comes before the entries, and gives what follows it.
+func (x *manifestDecoder) preamble(b []byte) (rest []byte, err error) {
+	d := decoder{b: b}
 	d.magic(clusterMagic)
 	about := d.bytes(maxAbout, "the facts")
+	if d.err == nil {
+		if err := json.Unmarshal(about, &x.m.Head); err != nil {
+			d.fail("the facts: %v", err)
+		}
+	}
+	if d.err == nil {
+		again, err := json.Marshal(x.m.Head)
+		if err != nil || !bytes.Equal(about, again) {
+			d.fail("the facts are not written as they should be")
+		}
+	}
+	x.count = d.uint(1<<32-1, "the count of entries")
+	rest = d.b
+	if d.err != nil {
+		return nil, fmt.Errorf("decode manifest: %w", d.err)
+	}
+	return rest, nil
+}
+
+// part takes some more entries, whole ones, and keeps b.
+func (x *manifestDecoder) part(b []byte) error {
+	l := &x.b.list
+	if len(b) == 0 {
+		return nil
+	}
+	l.parts = append(l.parts, b)
+	d := decoder{b: b, paths: x.paths}
+	for len(d.b) > 0 && d.err == nil {
+		x.b.mark(len(b) - len(d.b))
+		x.entry(&d)
+	}
+	x.paths = d.paths
+	if d.err == nil && uint64(l.count) > x.count {
+		d.fail("it has more than the %d entries it says", x.count)
+	}
+	if d.err != nil {
+		return fmt.Errorf("decode manifest: %w", d.err)
+	}
+	return nil
+}
+
+// entry checks one entry that is in the list's bytes already.
+func (x *manifestDecoder) entry(d *decoder) {
+	l := &x.b.list
+	var e Entry
+	back := decodeEntry(d, x.b.last, &x.names, &e)
 	if d.err != nil {
 		return
 	}
-	if err := json.Unmarshal(about, &m.Head); err != nil {
-		d.fail("the facts: %v", err)
-		return
-	}
-	again, err := json.Marshal(m.Head)
-	if err != nil || !bytes.Equal(about, again) {
-		d.fail("the facts are not written as they should be")
-	}
-}
-
-// decodeEntries reads the entries; whole says that the head part will follow.
-func (m *Manifest) decodeEntries(d *decoder, whole bool) {
-	n := d.count(minEntry, "entries")
-	m.List = make([]Entry, 0, n)
-	var order checker
-	var names slab
-	for range n {
-		m.List = append(m.List, Entry{})
-		m.decodeEntry(d, len(m.List)-1, &names)
-		e := &m.List[len(m.List)-1]
-		if e.Kind == Regular && e.secret() {
-			// Until decodeContents has filled it in, if it may.
-			e.Withheld = true
-		}
-		if d.err == nil {
-			d.check(order.entry(e))
-		}
-		if d.err != nil {
+	if e.Kind == HardLink {
+		if back == 0 || back > uint64(l.count) {
+			d.fail("%q is a hard link to no earlier file", e.Path)
 			return
 		}
-		e.Withheld = e.Withheld && !whole
+		first := l.At(l.count - int(back))
+		if first.Kind == Directory || first.Kind == HardLink {
+			d.fail("%q is a hard link to no earlier file", e.Path)
+			return
+		}
+		e.Target = first.Path
 	}
-	d.check(order.end())
+	if e.Kind == Regular && e.secret() {
+		// The content comes with the head part, if this reader may have it.
+		e.Withheld = true
+		l.secrets = append(l.secrets, secretMark{entry: uint32(l.count)})
+	}
+	d.check(x.b.order.entry(&e))
+	if d.err == nil {
+		x.b.took(&e)
+	}
 }
 
-// decodeEntry reads the entry at i.
-func (m *Manifest) decodeEntry(d *decoder, i int, names *slab) {
-	e := &m.List[i]
+// head takes the head part; a reader that may not have it leaves it out.
+func (x *manifestDecoder) head(b []byte) error {
+	l := &x.b.list
+	d := decoder{b: b}
+	d.magic(headMagic)
+	n := d.uint(1<<32-1, "the count of contents")
+	if d.err == nil && n != uint64(len(l.secrets)) {
+		d.fail("it is about %d files, and there are %d secrets", n, len(l.secrets))
+	}
+	l.withheld = false
+	l.secret = d.b
+	for i := range l.secrets {
+		l.secrets[i].off = uint32(len(l.secret) - len(d.b))
+		e := l.sized(int(l.secrets[i].entry))
+		decodeContent(&d, e)
+		if d.err == nil {
+			d.check(checkExtents(e))
+		}
+		if d.err != nil {
+			break
+		}
+	}
+	if err := d.finish("head part"); err != nil {
+		return fmt.Errorf("decode manifest: %w", err)
+	}
+	return nil
+}
+
+// sized gives the i-th entry without its content.
+func (l *Entries) sized(i int) *Entry {
+	blind := *l
+	blind.withheld = true
+	e := blind.At(i)
+	e.Withheld = false
+	return e
+}
+
+// done gives the manifest.
+func (x *manifestDecoder) done() (*Manifest, error) {
+	list, err := x.b.Done()
+	if err == nil && (uint64(list.count) != x.count || x.m.Entries != int64(list.count) || x.m.Bytes != list.bytes) {
+		err = fmt.Errorf("it says %d entries and %d bytes, and has %d and %d", x.m.Entries, x.m.Bytes, list.count, list.bytes)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decode manifest: %w", err)
+	}
+	x.m.List = list
+	return &x.m, nil
+}
+
+func newManifestDecoder() *manifestDecoder {
+	x := &manifestDecoder{}
+	x.b.list.withheld = true // until head is called
+	return x
+}
+
+// decodeEntry reads an entry of the cluster part; last is the path before it.
+// Of a hard link it tells how many entries back the target is.
+func decodeEntry(d *decoder, last string, names *slab, e *Entry) (back uint64) {
+	*e = Entry{}
 	what, flags := d.byte(), d.byte()
 	e.Kind, e.Class = Kind(what>>4), Class(what&15)
-	if flags&^(flagXattrs|flagOpaque) != 0 {
+	if flags&^(flagXattrs|flagOpaque|flagInode) != 0 {
 		d.fail("unknown flags %#x", flags)
 	}
 	e.Opaque = flags&flagOpaque != 0
-	last := ""
-	if i > 0 {
-		last = m.List[i-1].Path
-	}
 	e.Path = d.path(last, names)
 	if e.Kind == HardLink {
-		back := d.uint(uint64(i), "the distance of a hard link's target")
-		if d.err == nil && (back == 0 || m.List[i-int(back)].Kind == Directory || m.List[i-int(back)].Kind == HardLink) {
-			d.fail("%q is a hard link to no earlier file", e.Path)
+		if flags&(flagXattrs|flagInode) != 0 {
+			d.fail("%q is a hard link with extended attributes or flags of its own", e.Path)
 		}
-		if flags&flagXattrs != 0 {
-			d.fail("%q is a hard link with extended attributes of its own", e.Path)
-		}
-		if d.err == nil {
-			e.Target = m.List[i-int(back)].Path
-		}
-		return
+		return d.uint(1<<32-1, "the distance of a hard link's target")
 	}
 	e.Mode = uint32(d.uint(0o7777, "mode"))
 	e.UID, e.GID = d.uint32("uid"), d.uint32("gid")
@@ -282,9 +343,19 @@ func (m *Manifest) decodeEntry(d *decoder, i int, names *slab) {
 	case CharDevice, BlockDevice:
 		e.Major, e.Minor = d.uint32("major number"), d.uint32("minor number")
 	}
-	if flags&flagXattrs == 0 {
-		return
+	if flags&flagInode != 0 {
+		e.Flags, e.Project = d.uint32("inode flags"), d.uint32("project")
+		if d.err == nil && e.Flags == 0 && e.Project == 0 {
+			d.fail("%q says it has inode flags and has none", e.Path)
+		}
 	}
+	if flags&flagXattrs != 0 {
+		decodeXattrs(d, e)
+	}
+	return 0
+}
+
+func decodeXattrs(d *decoder, e *Entry) {
 	e.Xattrs = make([]Xattr, d.count(2, "extended attributes"))
 	if d.err == nil && len(e.Xattrs) == 0 {
 		d.fail("%q says it has extended attributes and has none", e.Path)
@@ -325,31 +396,5 @@ func decodeContent(d *decoder, e *Entry) {
 	for i := range e.Chunks {
 		copy(e.Chunks[i].ID[:], d.take(len(store.ID{}), "a chunk's digest"))
 		e.Chunks[i].Size = uint32(d.uint(store.MaxBlock, "a chunk's size"))
-	}
-}
-
-// decodeContents reads the head part into the entries it is about.
-func (m *Manifest) decodeContents(d *decoder) {
-	d.magic(headMagic)
-	n := d.uint(uint64(len(m.List)), "the count of contents")
-	for i := range m.List {
-		e := &m.List[i]
-		if e.Kind != Regular || !e.secret() {
-			continue
-		}
-		if n == 0 {
-			d.fail("the head part says nothing of %q", e.Path)
-		}
-		n--
-		decodeContent(d, e)
-		if d.err == nil {
-			d.check(checkExtents(e))
-		}
-		if d.err != nil {
-			return
-		}
-	}
-	if n > 0 {
-		d.fail("the head part is about more files than there are")
 	}
 }

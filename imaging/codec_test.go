@@ -2,10 +2,10 @@ package imaging
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,14 +17,16 @@ func chunkOf(s string) store.Chunk {
 }
 
 // sampleManifest has every kind of entry and every turn of the encoding.
-func sampleManifest() *Manifest {
+func sampleManifest() *Manifest { return describe(manifestOf(sampleEntries()...)) }
+
+func sampleEntries() []Entry {
 	list := []Entry{
 		{Path: ".", Kind: Directory, Mode: 0o755},
 		{Path: "a", Kind: Directory, Mode: 0o1777, UID: math.MaxUint32, GID: 12, MTime: Time{-1, 999_999_999}},
 		{Path: "a/\x01\xfe", Kind: Regular, Mode: 0o4755, Size: 5, MTime: Time{math.MinInt64, 0}, Chunks: []store.Chunk{chunkOf("hello")},
 			Xattrs: []Xattr{{"security.capability", []byte{1, 0, 2}}, {"user.empty", nil}}},
 		{Path: "a/link\n", Kind: Symlink, Mode: 0o777, Target: "../\xff", Xattrs: []Xattr{{"trusted.x", []byte("y")}}},
-		{Path: "a/sub", Kind: Directory, Opaque: true},
+		{Path: "a/sub", Kind: Directory, Opaque: true, Flags: 0x10, Project: 77},
 		{Path: "a-b", Kind: Regular, Size: 0},
 		{Path: "b", Kind: HardLink, Target: "a/\x01\xfe"},
 		{Path: "blk", Kind: BlockDevice, Major: 8, Minor: 1 << 20},
@@ -33,55 +35,82 @@ func sampleManifest() *Manifest {
 		{Path: "hole", Kind: Regular, Size: 1 << 40, Extents: []Extent{}},
 		{Path: "key", Kind: Regular, Mode: 0o600, Size: 3, Class: ClassNode, Chunks: []store.Chunk{chunkOf("key")}},
 		{Path: "key2", Kind: Regular, Size: 1 << 20, Class: ClassHead, Extents: []Extent{{10, 2}, {100, 1}}, Chunks: []store.Chunk{chunkOf("ke"), chunkOf("y")}},
-		{Path: "munge", Kind: Regular, Size: 3, Class: ClassCluster, Chunks: []store.Chunk{chunkOf("mun")}},
+		{Path: "munge", Kind: Regular, Flags: 0x800040, Size: 3, Class: ClassCluster, Chunks: []store.Chunk{chunkOf("mun")}},
 		{Path: "sock", Kind: Socket},
 		{Path: "sparse", Kind: Regular, Size: 100, Extents: []Extent{{0, 1}, {50, 50}}, Chunks: []store.Chunk{{ID: store.Sum([]byte("z")), Size: 51}}},
 	}
-	m := &Manifest{List: list}
+	return list
+}
+
+// describe gives a manifest a head.
+func describe(m *Manifest) *Manifest {
 	m.Facts = Facts{Hostname: "head", OSRelease: map[string]string{"ID": "debian", "A": "<&>"}}
 	m.Layout = &Layout{Table: "gpt", Partitions: []LayoutPartition{{Number: 1, FS: &FileSystem{Type: "ext4"}}}}
 	m.Boot = Boot{Kernels: []Kernel{{Release: "6.1"}}, Loaders: []string{}, Tools: []string{}}
-	m.Entries = int64(len(list))
-	for _, e := range list {
-		m.Bytes += e.Size
-	}
+	m.Entries, m.Bytes = int64(m.List.Len()), m.List.Bytes()
 	return m
 }
 
+// encode gives the plain bytes of a manifest's two parts.
 func encode(t testing.TB, m *Manifest) (cluster, head []byte) {
 	t.Helper()
-	cluster, head, err := m.Encode()
-	if err != nil {
-		t.Fatal(err)
+	cluster, err := m.preamble()
+	must(t, err)
+	head, err = m.headPart()
+	must(t, err)
+	return append(cluster, bytes.Join(m.List.parts, nil)...), head
+}
+
+// decode reads what encode gave; head may be nil.
+func decode(cluster, head []byte) (*Manifest, error) {
+	x := newManifestDecoder()
+	rest, err := x.preamble(cluster)
+	if err == nil {
+		err = x.part(rest)
 	}
-	return cluster, head
+	if err == nil && head != nil {
+		err = x.head(head)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return x.done()
+}
+
+// entriesOf gives all entries as values.
+func entriesOf(m *Manifest) []Entry {
+	var list []Entry
+	for _, e := range m.List.All() {
+		list = append(list, *e)
+	}
+	return list
 }
 
 func TestManifestRoundTrip(t *testing.T) {
 	m := sampleManifest()
 	cluster, head := encode(t, m)
-	got, err := DecodeManifest(cluster, head)
+	got, err := decode(cluster, head)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !reflect.DeepEqual(got, m) {
-		t.Errorf("decoded:\n%+v\nwant:\n%+v", got, m)
+	if !reflect.DeepEqual(got.Head, m.Head) || !reflect.DeepEqual(entriesOf(got), sampleEntries()) {
+		t.Errorf("decoded:\n%+v\nwant:\n%+v", entriesOf(got), sampleEntries())
 	}
 }
 
 func TestManifestWithheld(t *testing.T) {
 	cluster, head := encode(t, sampleManifest())
-	got, err := DecodeManifest(cluster, nil)
+	got, err := decode(cluster, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, e := range got.List {
+	for _, e := range got.List.All() {
 		secret := e.Path == "key" || e.Path == "key2"
 		if e.Withheld != secret || secret && (e.Chunks != nil || e.Extents != nil || e.Size == 0) {
 			t.Errorf("without the head part: %+v", e)
 		}
 	}
-	if _, _, err := got.Encode(); err == nil {
+	if _, err := got.Digest(); err == nil {
 		t.Error("a manifest with withheld entries was encoded")
 	}
 	for _, secret := range []string{"key", "ke", "y"} {
@@ -99,22 +128,28 @@ func TestManifestWithheld(t *testing.T) {
 // doppel must have the same digest for ever.
 func TestManifestFrozen(t *testing.T) {
 	cluster, head := encode(t, sampleManifest())
-	const want = "sha256:a7a043d463d611abae2707e49798960767c3cbd2f418cd58997788fc043474ff"
-	if got := ManifestDigest(cluster, store.Sum(head)).String(); got != want {
+	const want = "sha256:e1840fda2bc572ff52889ad7f69ba19a7b6643c8138f26b9377d6e90d5af47cd"
+	if got := digestOf(cluster, head).String(); got != want {
 		t.Errorf("digest %s, want %s", got, want)
 	}
 }
 
+// digestOf computes a digest as FORMAT.md says.
+func digestOf(cluster, head []byte) store.ID {
+	c, h := store.Sum(cluster), store.Sum(head)
+	return store.Sum(slices.Concat([]byte("doppel manifest v2"), c[:], h[:]))
+}
+
 // TestManifestOneEncoding: extents that say nothing make no other digest.
 func TestManifestOneEncoding(t *testing.T) {
-	m, n := sampleManifest(), sampleManifest()
-	for i := range n.List {
-		if e := &n.List[i]; e.Kind == Regular && e.Extents == nil && e.Size > 0 {
+	list := sampleEntries()
+	for i := range list {
+		if e := &list[i]; e.Kind == Regular && e.Extents == nil && e.Size > 0 {
 			e.Extents = []Extent{{0, e.Size}}
 		}
 	}
-	a, b := encode(t, m)
-	c, d := encode(t, n)
+	a, b := encode(t, sampleManifest())
+	c, d := encode(t, describe(manifestOf(list...)))
 	if !bytes.Equal(a, c) || !bytes.Equal(b, d) {
 		t.Error("extents over the whole file change the encoding")
 	}
@@ -146,6 +181,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"NUL":               {dir("."), file("a\x00b")},
 		"long element":      {dir("."), file(strings.Repeat("a", maxElement+1))},
 		"no kind":           {dir("."), {Path: "a"}},
+		"flags of a link":   {dir("."), {Path: "a", Kind: Symlink, Target: "b", Flags: 0x10}},
+		"flags not kept":    {dir("."), {Path: "a", Kind: Regular, Flags: 0x80000}},
 		"unknown kind":      {dir("."), {Path: "a", Kind: HardLink + 1}},
 		"unknown class":     {dir("."), {Path: "a", Kind: Regular, Class: ClassHead + 1}},
 		"class of a dir":    {dir("."), {Path: "a", Kind: Directory, Class: ClassHead}},
@@ -178,9 +215,8 @@ func TestEncodeRefuses(t *testing.T) {
 		"withheld":          {dir("."), {Path: "a", Kind: Regular, Size: 5, Class: ClassHead, Withheld: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := &Manifest{List: list}
-			if cluster, head, err := m.Encode(); err == nil {
-				_, err := DecodeManifest(cluster, head)
+			if entries, err := NewEntries(list...); err == nil {
+				_, err := decode(encode(t, describe(&Manifest{List: entries})))
 				t.Errorf("encoded; decoding it: %v", err)
 			}
 		})
@@ -191,19 +227,19 @@ func TestEncodeRefuses(t *testing.T) {
 func TestDecodeRefusesEveryCut(t *testing.T) {
 	cluster, head := encode(t, sampleManifest())
 	for i := range cluster {
-		if _, err := DecodeManifest(cluster[:i], head); err == nil {
+		if _, err := decode(cluster[:i], head); err == nil {
 			t.Fatalf("decoded from %d of %d bytes", i, len(cluster))
 		}
 	}
 	for i := range head {
-		if _, err := DecodeManifest(cluster, head[:i]); err == nil {
+		if _, err := decode(cluster, head[:i]); err == nil {
 			t.Fatalf("decoded from %d of %d bytes of the head part", i, len(head))
 		}
 	}
-	if _, err := DecodeManifest(append(bytes.Clone(cluster), 0), head); err == nil {
+	if _, err := decode(append(bytes.Clone(cluster), 0), head); err == nil {
 		t.Error("decoded with a byte too many")
 	}
-	if _, err := DecodeManifest(cluster, append(bytes.Clone(head), 0)); err == nil {
+	if _, err := decode(cluster, append(bytes.Clone(head), 0)); err == nil {
 		t.Error("decoded with a byte too many in the head part")
 	}
 }
@@ -212,13 +248,13 @@ func FuzzDecodeManifest(f *testing.F) {
 	cluster, head := encode(f, sampleManifest())
 	f.Add(cluster, head)
 	f.Add(cluster, []byte(nil))
-	empty := &Manifest{List: []Entry{{Path: ".", Kind: Directory}}}
+	empty := describe(manifestOf(Entry{Path: ".", Kind: Directory}))
 	cluster, head = encode(f, empty)
 	f.Add(cluster, head)
 	f.Add([]byte(clusterMagic), []byte(headMagic))
 	f.Add(append([]byte(clusterMagic), 2, '{', '}', 0xff, 0xff, 0xff, 0xff, 0x0f), []byte(headMagic))
 	f.Fuzz(func(t *testing.T, cluster, head []byte) {
-		m, err := DecodeManifest(cluster, head)
+		m, err := decode(cluster, head)
 		if err != nil {
 			return
 		}
@@ -226,9 +262,15 @@ func FuzzDecodeManifest(f *testing.F) {
 			return
 		}
 		// What decodes is right in all respects, and has one encoding.
-		again, headAgain, err := m.Encode()
+		list, err := NewEntries(entriesOf(m)...)
 		if err != nil {
-			t.Fatalf("decoded, but not encoded again: %v", err)
+			t.Fatalf("decoded, but no entries again: %v", err)
+		}
+		again, headAgain := encode(t, &Manifest{Head: m.Head, List: list})
+		for i, e := range m.List.All() {
+			if at, ok := m.List.Find(e.Path); !ok || at != i {
+				t.Errorf("%q is at %d and found at %d", e.Path, i, at)
+			}
 		}
 		if !bytes.Equal(again, cluster) || !bytes.Equal(headAgain, head) {
 			t.Error("two encodings of one manifest")
@@ -262,12 +304,12 @@ func TestManifestBlob(t *testing.T) {
 		t.Errorf("written twice: %v %v %v", again == blob, same == digest, err)
 	}
 	got, read, err := ReadManifest(ctx, st, keys, blob)
-	if err != nil || read != digest || !reflect.DeepEqual(got, m) {
+	if err != nil || read != digest || !reflect.DeepEqual(entriesOf(got), entriesOf(m)) {
 		t.Errorf("read: %v, digest %s, want %s", err, read, digest)
 	}
 	node := store.Keys{Cluster: keys.Cluster}
 	got, read, err = ReadManifest(ctx, st, node, blob)
-	if err != nil || read != digest || !got.List[11].Withheld {
+	if err != nil || read != digest || !got.List.At(11).Withheld {
 		t.Errorf("read without the head's key: %v, digest %s, want %s", err, read, digest)
 	}
 	if _, _, err := ReadManifest(ctx, st, testKeys(t), blob); err == nil {
@@ -302,27 +344,19 @@ func TestManifestBlob(t *testing.T) {
 func TestManifestSectionsBelongTogether(t *testing.T) {
 	ctx := t.Context()
 	st, keys := store.NewMemory(), testKeys(t)
-	cluster, head := encode(t, sampleManifest())
-	other := sampleManifest()
-	other.List[11].Chunks = []store.Chunk{chunkOf("kex")}
-	_, otherHead := encode(t, other)
-	blob, digest, err := writeParts(ctx, st, keys, cluster, head)
-	if err != nil {
-		t.Fatal(err)
-	}
-	swapped, otherDigest, err := writeParts(ctx, st, keys, cluster, otherHead)
+	list := sampleEntries()
+	list[11].Chunks = []store.Chunk{chunkOf("kex")}
+	blob, digest, err := WriteManifest(ctx, st, keys, sampleManifest())
+	must(t, err)
+	other, otherDigest, err := WriteManifest(ctx, st, keys, describe(manifestOf(list...)))
 	if err != nil || otherDigest == digest {
 		t.Fatal("another head part, the same digest", err)
 	}
 	a, _ := store.ReadBlob(ctx, st, store.KindManifest, blob)
-	b, _ := store.ReadBlob(ctx, st, store.KindManifest, swapped)
-	end := func(b []byte) uint64 {
-		return uint64(len(sealedMagic)) + 8 + binary.BigEndian.Uint64(b[len(sealedMagic):])
-	}
-	id, err := store.PutBlob(ctx, st, store.KindManifest, append(bytes.Clone(a[:end(a)]), b[end(b):]...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	b, _ := store.ReadBlob(ctx, st, store.KindManifest, other)
+	second := func(b []byte) int { return bytes.LastIndex(b, []byte("DOPPELMF")) }
+	id, err := store.PutBlob(ctx, st, store.KindManifest, append(bytes.Clone(a[:second(a)]), b[second(b):]...))
+	must(t, err)
 	if _, _, err := ReadManifest(ctx, st, keys, id); err == nil || !strings.Contains(err.Error(), "two manifests") {
 		t.Errorf("sections of two manifests: %v", err)
 	}

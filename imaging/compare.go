@@ -20,6 +20,8 @@ const (
 	DiffOwner   DifferenceKind = "owner"
 	DiffMTime   DifferenceKind = "mtime"
 	DiffXattr   DifferenceKind = "xattr" // ACLs and capabilities too
+	DiffFlags   DifferenceKind = "flags" // of chattr(1)
+	DiffProject DifferenceKind = "project"
 	DiffLinks   DifferenceKind = "links" // names that should share an inode do not, or the reverse
 )
 
@@ -51,15 +53,15 @@ type CompareOptions struct {
 // with zeros.
 func CompareTree(ctx context.Context, m *Manifest, dir string, o CompareOptions) ([]Difference, error) {
 	c := &comparer{ctx: ctx, o: o}
-	index, err := indexManifest(m)
-	if err != nil {
+	var err error
+	if c.index, err = indexManifest(m); err != nil {
 		return nil, err
 	}
 	if c.tree, err = openBeneath(dir); err != nil {
 		return nil, err
 	}
 	defer c.tree.close()
-	if err := c.run(index); err != nil {
+	if err := c.run(); err != nil {
 		return nil, fmt.Errorf("comparing %s: %w", dir, err)
 	}
 	return c.sorted(), nil

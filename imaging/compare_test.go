@@ -77,7 +77,7 @@ func TestCompareTree(t *testing.T) {
 			x.apply(t, dir, ApplyOptions{})
 			must(t, c.spoil(func(path string) string { return filepath.Join(dir, path) }))
 			var got []string
-			diffs, err := CompareTree(t.Context(), x.m, dir, CompareOptions{})
+			diffs, err := CompareTree(t.Context(), x.m(), dir, CompareOptions{})
 			must(t, err)
 			for _, d := range diffs {
 				if d.Kind == DiffMTime && x.at(d.Path).Kind == Directory && d.Path != "." || d.Path == "." && name != "mtime of the root" {
@@ -110,7 +110,7 @@ func differing() *tree {
 	pipe := *x.at("var/pipe")
 	pipe.Path = "var/pipe2"
 	x.add(pipe)
-	Sort(x.m.List)
+	sortEntries(x.list)
 	return x
 }
 
@@ -143,12 +143,12 @@ func TestCompareTreeTrust(t *testing.T) {
 	x.apply(t, dir, ApplyOptions{})
 	passwd := filepath.Join(dir, "etc/passwd")
 	must(t, poke(passwd, 0, 'R'), unix.UtimesNanoAt(unix.AT_FDCWD, passwd, timesOf(x.at("etc/passwd")), 0))
-	diffs, err := CompareTree(t.Context(), x.m, dir, CompareOptions{Trust: true})
+	diffs, err := CompareTree(t.Context(), x.m(), dir, CompareOptions{Trust: true})
 	if err != nil || len(diffs) > 0 {
 		t.Errorf("differs: %v, %v", diffs, err)
 	}
 	var done, total int64
-	diffs, err = CompareTree(t.Context(), x.m, dir, CompareOptions{Progress: func(d, t int64) { done, total = d, t }})
+	diffs, err = CompareTree(t.Context(), x.m(), dir, CompareOptions{Progress: func(d, t int64) { done, total = d, t }})
 	if err != nil || len(diffs) != 1 || diffs[0].Kind != DiffContent || done == 0 || total < done {
 		t.Errorf("differs: %v, %v, after %d of %d bytes", diffs, err, done, total)
 	}
@@ -156,7 +156,7 @@ func TestCompareTreeTrust(t *testing.T) {
 
 func TestDiffManifests(t *testing.T) {
 	a, b := sample(), sample()
-	if changes := DiffManifests(a.m, b.m); len(changes) > 0 {
+	if changes := DiffManifests(a.m(), b.m()); len(changes) > 0 {
 		t.Errorf("equal manifests differ: %v", changes)
 	}
 	b.at("etc/passwd").Mode = 0o600
@@ -169,11 +169,10 @@ func TestDiffManifests(t *testing.T) {
 	b.at("var/hole").Extents = []Extent{{1 << 20, 12288}}
 	b.at("var/sock").Kind = FIFO
 	*b.at("var/lib/big2") = *b.at("var/lib/big")
-	b.m.List[slices.IndexFunc(b.m.List, func(e Entry) bool { return e.Path == "var/lib/big" })+1].Path = "var/lib/big2"
+	b.list[slices.IndexFunc(b.list, func(e Entry) bool { return e.Path == "var/lib/big" })+1].Path = "var/lib/big2"
 	same := b.at("var/same")
 	same.Path, same.Size, same.Chunks = "var/tiny", 1, []store.Chunk{b.chunks.add(store.Cluster, []byte("x"))}
-	slices.Reverse(b.m.List) // any order will do
-	got := DiffManifests(a.m, b.m)
+	got := DiffManifests(a.m(), b.m())
 	want := []Change{
 		{Path: "etc/empty", Kind: Changed, What: []DifferenceKind{DiffXattr}},
 		{Path: "etc/passwd", Kind: Changed, What: []DifferenceKind{DiffMode, DiffOwner}, OldSize: 11, NewSize: 11},

@@ -21,6 +21,7 @@ type comparer struct {
 	ctx    context.Context
 	o      CompareOptions
 	tree   *beneath
+	index  *treeIndex
 	names  []*treeNode // of the manifest, that are in the tree and no directories
 	toRead []*treeNode
 	diffs  []Difference
@@ -31,7 +32,8 @@ type comparer struct {
 	told  time.Time
 }
 
-func (c *comparer) run(x *treeIndex) error {
+func (c *comparer) run() error {
+	x := c.index
 	o, err := openObject(c.tree.root, ".")
 	if err != nil {
 		return err
@@ -71,28 +73,28 @@ func (c *comparer) directory(n *treeNode) error {
 	if err != nil {
 		return err
 	}
-	children := n.children
+	child := c.index.child(n)
 	var below []*treeNode
-	for len(names) > 0 || len(children) > 0 {
+	for len(names) > 0 || child != nil {
 		switch {
-		case len(children) == 0 || len(names) > 0 && names[0] < children[0].name:
-			if err := c.extra(&treeNode{name: names[0], parent: n}); err != nil {
+		case child == nil || len(names) > 0 && names[0] < child.name:
+			if err := c.extra(&treeNode{name: names[0], parent: n, at: strange}); err != nil {
 				return err
 			}
 			names = names[1:]
 			continue
-		case len(names) > 0 && names[0] == children[0].name:
+		case len(names) > 0 && names[0] == child.name:
 			names = names[1:]
-			if err := c.entry(children[0]); err != nil {
+			if err := c.entry(child); err != nil {
 				return err
 			}
 		default:
-			c.missing(children[0])
+			c.missing(child)
 		}
-		if s := children[0].seen; s != nil && s.kind == Directory && children[0].isDir() {
-			below = append(below, children[0])
+		if s := child.seen; s != nil && s.kind == Directory && child.isDir() {
+			below = append(below, child)
 		}
-		children = children[1:]
+		child = c.index.next(child)
 	}
 	for _, child := range below {
 		if err := c.directory(child); err != nil {
@@ -104,11 +106,16 @@ func (c *comparer) directory(n *treeNode) error {
 
 // missing notes n, and all that is below it, as not being there.
 func (c *comparer) missing(n *treeNode) {
-	if c.skip(n) || n.origin().e.Withheld {
+	first := c.index.origin(n)
+	if c.skip(n) || first.withheld {
 		return
 	}
-	c.differ(n, DiffMissing, n.origin().e.Kind.String(), "nothing")
-	for _, child := range n.children {
+	c.differ(n, DiffMissing, first.kind.String(), "nothing")
+	c.missingBelow(n)
+}
+
+func (c *comparer) missingBelow(n *treeNode) {
+	for child := c.index.child(n); child != nil; child = c.index.next(child) {
 		c.missing(child)
 	}
 }
@@ -116,8 +123,7 @@ func (c *comparer) missing(n *treeNode) {
 // extra notes x, and all that is below it, as being there without being in the
 // manifest.
 func (c *comparer) extra(x *treeNode) error {
-	inOpaque := x.parent.e != nil && x.parent.e.Opaque
-	if inOpaque || c.skip(x) || x.name == "lost+found" && x.parent.seen.mount {
+	if x.parent.opaque || c.skip(x) || x.name == "lost+found" && x.parent.seen.mount {
 		return nil
 	}
 	if err := c.look(x, func(*object) error { return nil }); err != nil || x.seen == nil {
@@ -135,7 +141,7 @@ func (c *comparer) extra(x *treeNode) error {
 		return err
 	}
 	for _, name := range names {
-		if err := c.extra(&treeNode{name: name, parent: x}); err != nil {
+		if err := c.extra(&treeNode{name: name, parent: x, at: strange}); err != nil {
 			return err
 		}
 	}
@@ -167,7 +173,7 @@ func (c *comparer) look(n *treeNode, fn func(*object) error) error {
 
 // entry compares one name that is both here and there; content is read later.
 func (c *comparer) entry(n *treeNode) error {
-	if c.skip(n) || n.origin().e.Withheld {
+	if c.skip(n) || c.index.origin(n).withheld {
 		return nil
 	}
 	err := c.look(n, func(o *object) error { return c.object(n, o) })
@@ -178,12 +184,10 @@ func (c *comparer) entry(n *treeNode) error {
 }
 
 func (c *comparer) object(n *treeNode, o *object) error {
-	e := n.origin().e
+	e := c.index.entry(n)
 	if n.seen.kind != e.Kind {
 		c.differ(n, DiffType, e.Kind.String(), n.seen.kind.String())
-		for _, child := range n.children {
-			c.missing(child)
-		}
+		c.missingBelow(n)
 		return nil
 	}
 	if n.seen.kind != Directory {
@@ -214,7 +218,7 @@ func (c *comparer) object(n *treeNode, o *object) error {
 }
 
 func (c *comparer) metadata(n *treeNode, o *object) error {
-	e := n.origin().e
+	e := c.index.entry(n)
 	at := n.parent
 	if at == nil {
 		at = n
@@ -256,16 +260,17 @@ func (c *comparer) links() {
 	leader := map[*treeNode]*treeNode{} // the first name seen of each file of the manifest
 	slices.SortStableFunc(c.names, func(a, b *treeNode) int { return ComparePath(a.path(), b.path()) })
 	for _, n := range c.names {
-		first := leader[n.origin()]
+		origin := c.index.origin(n)
+		first := leader[origin]
 		if first == nil {
-			leader[n.origin()] = n
+			leader[origin] = n
 		} else if first.seen.inode != n.seen.inode {
 			c.differ(n, DiffLinks, fmt.Sprintf("the same file as %q", first.path()), "another file")
 			continue
 		}
 		if other := holder[n.seen.inode]; other == nil {
 			holder[n.seen.inode] = n
-		} else if other.origin() != n.origin() {
+		} else if c.index.origin(other) != origin {
 			c.differ(n, DiffLinks, "a file of its own", fmt.Sprintf("the same file as %q", other.path()))
 		}
 	}
@@ -274,14 +279,12 @@ func (c *comparer) links() {
 // contents reads what has to be read, several files at a time.
 func (c *comparer) contents() error {
 	type judged struct {
-		inode inodeKey
-		entry *Entry
+		inode  inodeKey
+		origin *treeNode
 	}
 	once := map[judged]bool{}
 	for _, n := range c.toRead {
-		for _, x := range n.origin().e.Data() {
-			c.total += x.Length
-		}
+		c.total += dataLength(c.index.entry(n))
 	}
 	workers := c.o.Workers
 	if workers <= 0 {
@@ -291,7 +294,7 @@ func (c *comparer) contents() error {
 	g.SetLimit(workers)
 	for _, n := range c.toRead {
 		// Names of one inode are read once; the first speaks for them all.
-		if key := (judged{n.seen.inode, n.origin().e}); n.seen.nlink > 1 {
+		if key := (judged{n.seen.inode, c.index.origin(n)}); n.seen.nlink > 1 {
 			if once[key] {
 				continue
 			}
@@ -316,7 +319,7 @@ func (c *comparer) content(ctx context.Context, n *treeNode) error {
 		return &os.PathError{Op: "open", Path: n.path(), Err: err}
 	}
 	defer unix.Close(fd)
-	at, err := differsAt(ctx, fd, n.origin().e, c.advance)
+	at, err := differsAt(ctx, fd, c.index.entryNow(n), c.advance)
 	if err != nil {
 		return &os.PathError{Op: "read", Path: n.path(), Err: err}
 	}

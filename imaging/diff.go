@@ -2,6 +2,7 @@ package imaging
 
 import (
 	"bytes"
+	"iter"
 	"slices"
 )
 
@@ -25,69 +26,46 @@ type Change struct {
 
 // DiffManifests lists in what b differs from a, in the order of their paths.
 func DiffManifests(a, b *Manifest) []Change {
-	x, y := sortedEntries(a), sortedEntries(b)
-	firstX, firstY := firstNames(x), firstNames(y)
+	nextX, stopX := iter.Pull2(a.List.All())
+	defer stopX()
+	nextY, stopY := iter.Pull2(b.List.All())
+	defer stopY()
+	_, x, moreX := nextX()
+	_, y, moreY := nextY()
 	var changes []Change
-	for len(x) > 0 || len(y) > 0 {
+	for moreX || moreY {
 		order := 0
 		switch {
-		case len(y) == 0:
+		case !moreY:
 			order = -1
-		case len(x) == 0:
+		case !moreX:
 			order = 1
 		default:
-			order = ComparePath(x[0].Path, y[0].Path)
+			order = ComparePath(x.Path, y.Path)
 		}
 		switch {
 		case order < 0:
-			changes = append(changes, Change{Path: x[0].Path, Kind: Removed, OldSize: x[0].Size})
-			x = x[1:]
+			changes = append(changes, Change{Path: x.Path, Kind: Removed, OldSize: x.Size})
 		case order > 0:
-			changes = append(changes, Change{Path: y[0].Path, Kind: Added, NewSize: y[0].Size})
-			y = y[1:]
+			changes = append(changes, Change{Path: y.Path, Kind: Added, NewSize: y.Size})
 		default:
-			if what := diffEntries(x[0], y[0], firstX, firstY); len(what) > 0 {
-				changes = append(changes, Change{Path: x[0].Path, Kind: Changed, What: what, OldSize: x[0].Size, NewSize: y[0].Size})
+			if what := diffEntries(x, y, &a.List, &b.List); len(what) > 0 {
+				changes = append(changes, Change{Path: x.Path, Kind: Changed, What: what, OldSize: x.Size, NewSize: y.Size})
 			}
-			x, y = x[1:], y[1:]
+		}
+		if order <= 0 {
+			_, x, moreX = nextX()
+		}
+		if order >= 0 {
+			_, y, moreY = nextY()
 		}
 	}
 	return changes
 }
 
-// sortedEntries are m's entries in canonical order, which they are in already
-// when a codec read them.
-func sortedEntries(m *Manifest) []*Entry {
-	list := make([]*Entry, len(m.List))
-	for i := range m.List {
-		list[i] = &m.List[i]
-	}
-	byPath := func(a, b *Entry) int { return ComparePath(a.Path, b.Path) }
-	if !slices.IsSortedFunc(list, byPath) {
-		slices.SortStableFunc(list, byPath)
-	}
-	return list
-}
-
-// firstNames are the files that hard links point at.
-func firstNames(list []*Entry) map[string]*Entry {
-	targets := map[string]*Entry{}
-	for _, e := range list {
-		if e.Kind == HardLink {
-			targets[e.Target] = nil
-		}
-	}
-	for _, e := range list {
-		if _, wanted := targets[e.Path]; wanted {
-			targets[e.Path] = e
-		}
-	}
-	return targets
-}
-
 // diffEntries tells in what two entries of one path differ. A name that
 // became a hard link, or ceased to be one, is compared by what it leads to.
-func diffEntries(a, b *Entry, firstA, firstB map[string]*Entry) []DifferenceKind {
+func diffEntries(a, b *Entry, inA, inB *Entries) []DifferenceKind {
 	var what []DifferenceKind
 	if (a.Kind == HardLink || b.Kind == HardLink) && (a.Kind != b.Kind || a.Target != b.Target) {
 		what = append(what, DiffLinks)
@@ -95,11 +73,11 @@ func diffEntries(a, b *Entry, firstA, firstB map[string]*Entry) []DifferenceKind
 	if a.Kind == HardLink && b.Kind == HardLink {
 		return what // the first name speaks for what it holds
 	}
-	if a.Kind == HardLink && firstA[a.Target] != nil {
-		a = firstA[a.Target]
+	if a.Kind == HardLink {
+		a = inA.Get(a.Target)
 	}
-	if b.Kind == HardLink && firstB[b.Target] != nil {
-		b = firstB[b.Target]
+	if b.Kind == HardLink {
+		b = inB.Get(b.Target)
 	}
 	if a.Kind != b.Kind {
 		return append(what, DiffType)
@@ -116,6 +94,8 @@ func diffEntries(a, b *Entry, firstA, firstB map[string]*Entry) []DifferenceKind
 	note(a.Mode != b.Mode, DiffMode)
 	note(a.UID != b.UID || a.GID != b.GID, DiffOwner)
 	note(a.MTime != b.MTime, DiffMTime)
+	note(a.Flags != b.Flags, DiffFlags)
+	note(a.Project != b.Project, DiffProject)
 	note(!slices.EqualFunc(a.Xattrs, b.Xattrs, func(x, y Xattr) bool {
 		return x.Name == y.Name && bytes.Equal(x.Value, y.Value)
 	}), DiffXattr)

@@ -90,6 +90,8 @@ type Entry struct {
 	Target  string  // Symlink: where it points; HardLink: the Path of the first name
 	Major   uint32  // CharDevice, BlockDevice
 	Minor   uint32  // CharDevice, BlockDevice
+	Flags   uint32  // Regular, Directory: as of chattr(1), those of KeptFlags
+	Project uint32  // Regular, Directory: quota project
 	Xattrs  []Xattr // sorted by Name
 	Extents []Extent
 	Chunks  []store.Chunk
@@ -103,6 +105,27 @@ type Entry struct {
 	// the entry is of class node or head and came without Extents and Chunks.
 	Withheld bool
 }
+
+// KeptFlags are the inode flags (ioctl_iflags(2), FS_IOC_GETFLAGS) that an entry
+// keeps: those that a user sets and that a copy can have. The others say how a
+// file system stores a file (extents, inline data, an index), or are not given
+// by setting a bit (encryption, verity).
+const KeptFlags = 0x1 | // secure deletion, s
+	0x2 | // undeletion, u
+	0x4 | // compress, c
+	0x8 | // synchronous, S
+	0x10 | // immutable, i
+	0x20 | // append only, a
+	0x40 | // not dumped, d
+	0x80 | // no access time, A
+	0x400 | // not compressed, m
+	0x4000 | // journaled data, j
+	0x8000 | // no tail merging, t
+	0x10000 | // directory changes synchronous, D
+	0x20000 | // top of a directory hierarchy, T
+	0x800000 | // no copy on write, C
+	0x2000000 | // direct access, x
+	0x20000000 // children inherit the project, P
 
 // Data are the runs of the file that hold data, also where Extents is nil.
 func (e *Entry) Data() []Extent {

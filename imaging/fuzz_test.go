@@ -27,7 +27,7 @@ func FuzzDetectBoot(f *testing.F) {
 		}
 		list := treeOf(paths...)
 		b := DetectBoot(list)
-		there := func(p string) bool { _, ok := find(list, p); return ok }
+		there := func(p string) bool { _, ok := list.Find(p); return ok }
 		for _, k := range b.Kernels {
 			if !there(k.Path) || k.Initrd != "" && !there(k.Initrd) || k.Modules != "" && !there(k.Modules) || !isRelease(k.Release) {
 				t.Fatalf("%q has no kernel %+v", tree, k)

@@ -132,8 +132,8 @@ func TestApplyAfterRandomChanges(t *testing.T) {
 	source := nasty(t)
 	m, vault := captured(t, source)
 	entries := map[string]*Entry{}
-	for i := range m.List {
-		entries[m.List[i].Path] = &m.List[i]
+	for _, e := range m.List.All() {
+		entries[e.Path] = e
 	}
 	disk, _ := image(t, "ext4", "1G")
 	dir := filepath.Join(disk, "tree")
@@ -202,20 +202,18 @@ func reachable(t *testing.T, dir string) map[string]stamp {
 
 // shared tells whether path is one of several names of a file.
 func shared(m *Manifest, path string) bool {
-	return len(names(m, path)) > 1
+	return len(namesOf(m, path)) > 1
 }
 
-// names are all names of the file at path.
-func names(m *Manifest, path string) []string {
+// namesOf are all names of the file at path.
+func namesOf(m *Manifest, path string) []string {
 	first := path
-	for i := range m.List {
-		if e := &m.List[i]; e.Path == path && e.Kind == HardLink {
-			first = e.Target
-		}
+	if e := m.List.Get(path); e != nil && e.Kind == HardLink {
+		first = e.Target
 	}
 	all := []string{first}
-	for i := range m.List {
-		if e := &m.List[i]; e.Kind == HardLink && e.Target == first {
+	for _, e := range m.List.All() {
+		if e.Kind == HardLink && e.Target == first {
 			all = append(all, e.Path)
 		}
 	}
@@ -226,7 +224,7 @@ func names(m *Manifest, path string) []string {
 // change path: it was hit itself, is in or around something that was, or
 // shares its inode with it.
 func (v *vandal) explains(m *Manifest, path string) bool {
-	for _, name := range names(m, path) {
+	for _, name := range namesOf(m, path) {
 		if v.below(name) {
 			return true
 		}
@@ -235,7 +233,7 @@ func (v *vandal) explains(m *Manifest, path string) bool {
 		if filepath.Dir(hit) == path {
 			return true
 		}
-		for _, name := range names(m, hit) {
+		for _, name := range namesOf(m, hit) {
 			if name == path || filepath.Dir(name) == path {
 				return true
 			}

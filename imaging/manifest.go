@@ -29,5 +29,5 @@ type Kernel struct {
 // Manifest is one version of an image: every entry of a tree.
 type Manifest struct {
 	Head
-	List []Entry // in canonical order
+	List Entries
 }

@@ -2,7 +2,6 @@ package imaging
 
 import (
 	"iter"
-	"slices"
 	"strings"
 )
 
@@ -44,11 +43,6 @@ func relative(p string) string {
 		return ""
 	}
 	return p
-}
-
-// Sort puts entries into canonical order.
-func Sort(list []Entry) {
-	slices.SortFunc(list, func(a, b Entry) int { return ComparePath(a.Path, b.Path) })
 }
 
 // parentPath is the directory that path is in; the root is in itself.

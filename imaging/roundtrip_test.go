@@ -45,7 +45,7 @@ func TestRoundTrip(t *testing.T) {
 	if a, b := namesByInode(want), namesByInode(got); !maps.Equal(a, b) {
 		t.Errorf("hard links: %v, want %v", b, a)
 	}
-	compareToGetfattr(t, dir, m.List)
+	compareToGetfattr(t, dir, entriesOf(m))
 	if out := output(t, "rsync", "-aHAXni", "--checksum", "--delete", "--exclude", "level-*", root+"/", dir+"/"); out != "" {
 		t.Errorf("rsync would still change:\n%s", out)
 	}

@@ -89,8 +89,8 @@ func (c *collected) Progress(p ScanProgress) { c.total = p }
 
 func (c *collected) entry(t *testing.T, path string) *Entry {
 	t.Helper()
-	i, ok := find(c.entries, path)
-	if !ok {
+	i := slices.IndexFunc(c.entries, func(e Entry) bool { return e.Path == path })
+	if i < 0 {
 		t.Fatalf("there is no %q", path)
 	}
 	return &c.entries[i]
@@ -127,8 +127,7 @@ func rescan(t *testing.T, tree Tree, req ScanRequest, c *collected) {
 	if err := scanTree(t.Context(), tree, req, c, later); err != nil {
 		t.Fatal(err)
 	}
-	m := &Manifest{List: c.entries}
-	if _, _, err := m.Encode(); err != nil {
+	if _, err := NewEntries(c.entries...); err != nil {
 		t.Errorf("what a scan gives is no manifest: %v", err)
 	}
 	if len(c.stamps) != len(c.entries) || c.total.Entries != int64(len(c.entries)) {

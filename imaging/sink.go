@@ -16,10 +16,11 @@ type captureSink struct {
 	cache    *captureCache
 	progress func(CaptureProgress)
 
-	list  []Entry
-	notes []Note
-	total ScanProgress
-	sent  atomic.Int64
+	list    EntriesBuilder
+	notes   []Note
+	secrets []SecretFile
+	total   ScanProgress
+	sent    atomic.Int64
 }
 
 // Cached answers from the last capture's cache. What it says of a file counts
@@ -73,10 +74,12 @@ func (s *captureSink) Entries(ctx context.Context, entries []Entry, stamps []Sta
 		return fmt.Errorf("%d entries came with %d stamps", len(entries), len(stamps))
 	}
 	for i := range entries {
-		if n := len(s.list); n > 0 && ComparePath(s.list[n-1].Path, entries[i].Path) >= 0 {
-			return fmt.Errorf("the source gave %q after %q", entries[i].Path, s.list[n-1].Path)
+		if err := s.list.Add(&entries[i]); err != nil {
+			return fmt.Errorf("what the source gave: %w", err)
 		}
-		s.list = append(s.list, entries[i])
+		if e := &entries[i]; e.Class != ClassNone {
+			s.secrets = append(s.secrets, SecretFile{Path: e.Path, Class: e.Class.String()})
+		}
 		s.cache.add(&entries[i], &stamps[i])
 	}
 	return nil

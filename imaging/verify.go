@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 
 	"doppel/imaging/store"
 )
@@ -14,22 +13,6 @@ type EntryRef struct {
 	store.Ref
 	Size  uint32
 	Entry *Entry
-}
-
-// Refs are the chunks that the manifest needs, in the order of its entries and
-// their contents; one that is needed several times comes several times.
-func (m *Manifest) Refs() iter.Seq[EntryRef] {
-	return func(yield func(EntryRef) bool) {
-		for i := range m.List {
-			e := &m.List[i]
-			aud := e.Class.Audience()
-			for _, c := range e.Chunks {
-				if !yield(EntryRef{store.Ref{Audience: aud, ID: c.ID}, c.Size, e}) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // ImageFault is one thing that is wrong with a version.

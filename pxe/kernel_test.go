@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -33,6 +34,7 @@ func (m memory) Chunk(_ context.Context, ref store.Ref) ([]byte, error) {
 // there is room for one.
 func image(files map[string]string) (*imaging.Manifest, memory) {
 	m, chunks := &imaging.Manifest{}, memory{}
+	list := []imaging.Entry{{Path: ".", Kind: imaging.Directory}}
 	m.Facts.Arch = "x86_64"
 	for path, content := range files {
 		half := len(content) / 2
@@ -45,10 +47,38 @@ func image(files map[string]string) (*imaging.Manifest, memory) {
 			chunks[id] = []byte(part)
 			e.Chunks = append(e.Chunks, store.Chunk{ID: id, Size: uint32(len(part))})
 		}
-		m.List = append(m.List, e)
+		list = append(list, e)
+		for dir := filepath.Dir(path); dir != "."; dir = filepath.Dir(dir) {
+			list = append(list, imaging.Entry{Path: dir, Kind: imaging.Directory})
+		}
 	}
-	sort.Slice(m.List, func(i, j int) bool { return m.List[i].Path < m.List[j].Path })
+	m.List = entriesOf(list)
 	return m, chunks
+}
+
+// entriesOf makes entries of a list in any order; what is there twice counts
+// once.
+func entriesOf(list []imaging.Entry) imaging.Entries {
+	byPath := func(a, b imaging.Entry) int { return imaging.ComparePath(a.Path, b.Path) }
+	slices.SortStableFunc(list, byPath)
+	list = slices.CompactFunc(list, func(a, b imaging.Entry) bool { return a.Path == b.Path })
+	entries, err := imaging.NewEntries(list...)
+	if err != nil {
+		panic(err)
+	}
+	return entries
+}
+
+// changed is m's entries after fn was at each; one for which it says false is
+// left out.
+func changed(m *imaging.Manifest, fn func(e *imaging.Entry) bool) imaging.Entries {
+	var list []imaging.Entry
+	for _, e := range m.List.All() {
+		if fn(e) {
+			list = append(list, *e)
+		}
+	}
+	return entriesOf(list)
 }
 
 // debianKernel is the kernel package of Debian's cloud images, unpacked once

@@ -1,6 +1,7 @@
 package pxe
 
 import (
+	"context"
 	"bytes"
 	"compress/gzip"
 	"debug/elf"
@@ -204,14 +205,21 @@ func TestBuildBootRefuses(t *testing.T) {
 		"module missing": {func(m *imaging.Manifest, _ memory) { drop(m, "libcrc32c.ko") }, "libcrc32c.ko, which its modules.dep names"},
 		"corrupt chunk":  {func(m *imaging.Manifest, c memory) { clear(c) }, "is not in the store"},
 		"withheld": {func(m *imaging.Manifest, _ memory) {
-			for i := range m.List {
-				m.List[i].Withheld = true
-			}
+			m.List = changed(m, func(e *imaging.Entry) bool {
+				if e.Kind == imaging.Regular {
+					e.Class = imaging.ClassHead
+				}
+				return true
+			})
+			*m = *withheld(m)
 		}, "for heads only"},
 		"too large": {func(m *imaging.Manifest, _ memory) {
-			for i := range m.List {
-				m.List[i].Size = 1 << 40
-			}
+			m.List = changed(m, func(e *imaging.Entry) bool {
+				if e.Kind == imaging.Regular {
+					e.Size, e.Extents, e.Chunks = 1<<40, []imaging.Extent{}, nil
+				}
+				return true
+			})
 		}, "more than any kernel"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -229,16 +237,38 @@ func TestBuildBootRefuses(t *testing.T) {
 	}
 }
 
+// withheld is m as a node without the heads' key reads it.
+func withheld(m *imaging.Manifest) *imaging.Manifest {
+	keys := store.Keys{Cluster: &store.Key{1}, Head: &store.Key{2}}
+	st, ctx := store.NewMemory(), context.Background()
+	blob, _, err := imaging.WriteManifest(ctx, st, keys, m)
+	if err == nil {
+		m, _, err = imaging.ReadManifest(ctx, st, store.Keys{Cluster: keys.Cluster}, blob)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
 func drop(m *imaging.Manifest, name string) {
-	m.List = slices.DeleteFunc(m.List, func(e imaging.Entry) bool { return filepath.Base(e.Path) == name })
+	m.List = changed(m, func(e *imaging.Entry) bool { return filepath.Base(e.Path) != name })
 }
 
 // Hard links and holes are read as the tree has them.
 func TestReadFiles(t *testing.T) {
 	m, chunks := image(map[string]string{"d/a": "0123456789"})
-	m.List[0].Size = 30
-	m.List[0].Extents = []imaging.Extent{{Offset: 2, Length: 3}, {Offset: 20, Length: 7}}
-	m.List = append(m.List, imaging.Entry{Path: "d/b", Kind: imaging.HardLink, Target: "d/a"})
+	m.List = changed(m, func(e *imaging.Entry) bool {
+		if e.Path == "d/a" {
+			e.Size, e.Extents = 30, []imaging.Extent{{Offset: 2, Length: 3}, {Offset: 20, Length: 7}}
+		}
+		return true
+	})
+	list := []imaging.Entry{{Path: "d/b", Kind: imaging.HardLink, Target: "d/a"}}
+	for _, e := range m.List.All() {
+		list = append(list, *e)
+	}
+	m.List = entriesOf(list)
 	f, err := findFiles(m, chunks, "d")
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +280,7 @@ func TestReadFiles(t *testing.T) {
 		}
 	}
 	for _, bad := range [][]imaging.Extent{{{Offset: 2, Length: 3}}, {{Offset: 28, Length: 10}}, {{Offset: -1, Length: 10}}, {{Offset: 0, Length: 11}}} {
-		m.List[0].Extents = bad
+		f.byPath["d/a"].Extents = bad
 		if got, err := f.read(t.Context(), "d/a"); err == nil {
 			t.Errorf("%v: %q", bad, got)
 		}

@@ -26,8 +26,7 @@ func findFiles(m *imaging.Manifest, chunks Chunks, dir string, paths ...string) 
 		f.byPath[p] = nil
 	}
 	links := map[string][]string{} // first name → other names
-	for i := range m.List {
-		e := &m.List[i]
+	for _, e := range m.List.All() {
 		_, named := f.byPath[e.Path]
 		if !named && !strings.HasPrefix(e.Path, dir+"/") {
 			continue
@@ -39,11 +38,10 @@ func findFiles(m *imaging.Manifest, chunks Chunks, dir string, paths ...string) 
 			links[e.Target] = append(links[e.Target], e.Path)
 		}
 	}
-	if len(links) > 0 {
-		for i := range m.List {
-			for _, other := range links[m.List[i].Path] {
-				f.byPath[other] = &m.List[i]
-			}
+	for first, others := range links {
+		e := m.List.Get(first)
+		for _, other := range others {
+			f.byPath[other] = e
 		}
 	}
 	for p, e := range f.byPath {

@@ -40,7 +40,7 @@ func Drift(ctx context.Context, m *imaging.Manifest, dir string, allowed Allowed
 // sortOut is Drift once the differences are known.
 func sortOut(m *imaging.Manifest, differences []imaging.Difference, allowed Allowed) Report {
 	r := Report{
-		Entries:     int64(len(m.List)),
+		Entries:     int64(m.List.Len()),
 		Differences: []imaging.Difference{},
 		Allowed:     []Excused{},
 	}
@@ -78,9 +78,9 @@ type verdict struct {
 
 func directories(m *imaging.Manifest) map[string]bool {
 	dirs := map[string]bool{}
-	for i := range m.List {
-		if m.List[i].Kind == imaging.Directory {
-			dirs[m.List[i].Path] = true
+	for _, e := range m.List.All() {
+		if e.Kind == imaging.Directory {
+			dirs[e.Path] = true
 		}
 	}
 	return dirs

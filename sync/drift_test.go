@@ -16,18 +16,20 @@ import (
 // noChunks is a source for trees without content.
 type noChunks struct{}
 
-func (noChunks) Stream(context.Context, []store.Ref, int, func(store.Ref, []byte) error) error {
+func (noChunks) Find(store.Ref) (uint32, bool) { return 0, false }
+
+func (noChunks) StreamNumbers(context.Context, []uint32, int, func(uint32, []byte) error) error {
 	return nil
 }
 
 // applied is a small tree on disk, and its manifest.
 func applied(t *testing.T) (*imaging.Manifest, string) {
 	t.Helper()
-	m := &imaging.Manifest{}
+	var list []imaging.Entry
 	add := func(path string, kind imaging.Kind, mode uint32) {
-		m.List = append(m.List, imaging.Entry{
+		list = append(list, imaging.Entry{
 			Path: path, Kind: kind, Mode: mode, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()),
-			MTime: imaging.Time{Sec: 1_700_000_000 + int64(len(m.List))},
+			MTime: imaging.Time{Sec: 1_700_000_000 + int64(len(list))},
 		})
 	}
 	add(".", imaging.Directory, 0o755)
@@ -36,6 +38,11 @@ func applied(t *testing.T) (*imaging.Manifest, string) {
 	add("etc/passwd", imaging.Regular, 0o644)
 	add("usr", imaging.Directory, 0o755)
 	add("usr/bin", imaging.Directory, 0o755)
+	entries, err := imaging.NewEntries(list...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &imaging.Manifest{List: entries}
 	dir := t.TempDir()
 	if _, err := imaging.Apply(t.Context(), m, noChunks{}, dir, imaging.ApplyOptions{}); err != nil {
 		t.Fatal(err)

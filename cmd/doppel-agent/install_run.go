@@ -229,7 +229,7 @@ func openImage(ctx context.Context, o *clone.Orders) (*imaging.Manifest, *store.
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
 	}
-	if digest != o.Digest {
+	if digest.String() != o.Digest {
 		return nil, nil, fmt.Errorf("%s: the manifest is that of %s, but %s was deployed", clone.StagePlan, digest, o.Digest)
 	}
 	vault, err := store.OpenVault(ctx, st, keys, o.Packs)

@@ -73,7 +73,9 @@ code 4 if anything else differs.`,
 			}
 			allowed := func(string, imaging.Difference) (string, bool) { return "", false }
 			if role != "" {
-				m = clone.Permitted(m, role)
+				if m, err = clone.Permitted(m, role); err != nil {
+					return err
+				}
 				table := clone.Identity(role)
 				allowed = func(path string, _ imaging.Difference) (string, bool) {
 					r, ok := table.Match(path)

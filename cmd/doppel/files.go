@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"path"
 	"strings"
 	"time"
@@ -32,14 +33,14 @@ func newImageFiles(g *globals) *cobra.Command {
 			if len(args) == 2 {
 				below = imagePath(args[1])
 			}
-			list := entriesBelow(m, below)
-			if len(list) == 0 {
+			if _, ok := m.List.Find(below); !ok {
 				return noSuchPath(v, below)
 			}
+			list := entriesBelow(m, below)
 			if g.json {
 				return printEntriesJSON(cmd.OutOrStdout(), list)
 			}
-			for _, e := range list {
+			for e := range list {
 				if _, err := fmt.Fprintln(cmd.OutOrStdout(), entryLine(e)); err != nil {
 					return err
 				}
@@ -54,15 +55,15 @@ func noSuchPath(v imaging.Version, path string) error {
 }
 
 // entriesBelow are the entries at a path and below it.
-func entriesBelow(m *imaging.Manifest, path string) []*imaging.Entry {
-	var out []*imaging.Entry
-	for i := range m.List {
-		e := &m.List[i]
-		if path == "." || e.Path == path || strings.HasPrefix(e.Path, path+"/") {
-			out = append(out, e)
+func entriesBelow(m *imaging.Manifest, path string) iter.Seq[*imaging.Entry] {
+	return func(yield func(*imaging.Entry) bool) {
+		at, _ := m.List.Find(path)
+		for _, e := range m.List.From(at) {
+			if path != "." && e.Path != path && !strings.HasPrefix(e.Path, path+"/") || !yield(e) {
+				return
+			}
 		}
 	}
-	return out
 }
 
 // fileListed is the JSON of one entry.
@@ -80,9 +81,9 @@ type fileListed struct {
 
 // printEntriesJSON prints one document, an entry a line: a head has some
 // hundred thousand.
-func printEntriesJSON(w io.Writer, list []*imaging.Entry) error {
+func printEntriesJSON(w io.Writer, list iter.Seq[*imaging.Entry]) error {
 	before := "[\n"
-	for _, e := range list {
+	for e := range list {
 		f := fileListed{Path: e.Path, Kind: e.Kind.String(), Mode: fmt.Sprintf("%04o", e.Mode), UID: e.UID, GID: e.GID,
 			MTime: time.Unix(e.MTime.Sec, int64(e.MTime.Nsec)).UTC().Format(time.RFC3339Nano), Size: e.Size, Target: e.Target}
 		if e.Class != imaging.ClassNone {
@@ -151,22 +152,19 @@ func newImageCat(g *globals) *cobra.Command {
 
 // findFile finds a regular file by any of its names.
 func findFile(m *imaging.Manifest, v imaging.Version, path string) (*imaging.Entry, error) {
-	for i := range m.List {
-		e := &m.List[i]
-		if e.Path != path {
-			continue
-		}
-		switch e.Kind {
-		case imaging.Regular:
-			return e, nil
-		case imaging.HardLink:
-			return findFile(m, v, e.Target)
-		case imaging.Symlink:
-			return nil, &hintError{fmt.Errorf("%s is a symbolic link", printable(path)), "it leads to " + printable(e.Target)}
-		}
-		return nil, fmt.Errorf("%s is a %s, not a file", printable(path), e.Kind)
+	e := m.List.Get(path)
+	if e == nil {
+		return nil, noSuchPath(v, path)
 	}
-	return nil, noSuchPath(v, path)
+	switch e.Kind {
+	case imaging.Regular:
+		return e, nil
+	case imaging.HardLink:
+		return findFile(m, v, e.Target)
+	case imaging.Symlink:
+		return nil, &hintError{fmt.Errorf("%s is a symbolic link", printable(path)), "it leads to " + printable(e.Target)}
+	}
+	return nil, fmt.Errorf("%s is a %s, not a file", printable(path), e.Kind)
 }
 
 // catEntry writes a file's content, holes as zeros.

@@ -50,7 +50,7 @@ func runRestore(ctx context.Context, g *globals, o imaging.ApplyOptions, yes boo
 		return err
 	}
 	for _, p := range o.Paths {
-		if len(entriesBelow(m, p)) == 0 {
+		if _, ok := m.List.Find(p); !ok {
 			return noSuchPath(v, p)
 		}
 	}

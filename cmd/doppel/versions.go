@@ -67,8 +67,7 @@ func (i *images) read(ctx context.Context, key imageFor) (web.Version, error) {
 // refsFor are the chunks that a role may read.
 func refsFor(m *imaging.Manifest, role cluster.Role) []store.Ref {
 	var refs []store.Ref
-	for i := range m.List {
-		e := &m.List[i]
+	for _, e := range m.List.All() {
 		a := e.Class.Audience()
 		if a == store.Head && role != cluster.Head {
 			continue

@@ -94,18 +94,18 @@ func compress(t testing.TB, b []byte) []byte {
 func TestBlobRoundTrip(t *testing.T) {
 	keys := testKeys(t)
 	for _, plain := range [][]byte{nil, []byte("x"), bytes.Repeat([]byte("manifest "), 100_000), testChunks(5, 2, 100_000)[1]} {
-		sealed, err := SealBlob(keys, Head, "manifest", plain)
+		sealed, err := sealBlob(keys, Head, "manifest", plain)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if len(plain) > 8 && bytes.Contains(sealed, plain[:8]) {
 			t.Error("the plain bytes show")
 		}
-		got, err := OpenBlob(keys, Head, "manifest", sealed)
+		got, err := openBlob(keys, Head, "manifest", sealed)
 		if err != nil || !bytes.Equal(got, plain) {
 			t.Errorf("%d bytes: %v", len(plain), err)
 		}
-		again, err := SealBlob(keys, Head, "manifest", plain)
+		again, err := sealBlob(keys, Head, "manifest", plain)
 		if err != nil || bytes.Equal(again, sealed) {
 			t.Errorf("sealed again: the same bytes, %v", err)
 		}
@@ -114,29 +114,29 @@ func TestBlobRoundTrip(t *testing.T) {
 
 func TestBlobWrongKey(t *testing.T) {
 	keys, others := testKeys(t), testKeys(t)
-	sealed, err := SealBlob(keys, Cluster, "manifest", []byte("plain"))
+	sealed, err := sealBlob(keys, Cluster, "manifest", []byte("plain"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var wrong *WrongKeyError
-	if _, err := OpenBlob(others, Cluster, "manifest", sealed); !errors.As(err, &wrong) ||
+	if _, err := openBlob(others, Cluster, "manifest", sealed); !errors.As(err, &wrong) ||
 		wrong.Sealed != keys.Cluster.Fingerprint() || wrong.Held != others.Cluster.Fingerprint() {
 		t.Errorf("another key: %v", err)
 	}
-	if _, err := OpenBlob(Keys{Head: keys.Head}, Cluster, "manifest", sealed); !errors.As(err, &wrong) {
+	if _, err := openBlob(Keys{Head: keys.Head}, Cluster, "manifest", sealed); !errors.As(err, &wrong) {
 		t.Errorf("no key: %v", err)
 	}
 	var corrupt *CorruptError
-	if _, err := OpenBlob(keys, Cluster, "catalog", sealed); !errors.As(err, &corrupt) {
+	if _, err := openBlob(keys, Cluster, "catalog", sealed); !errors.As(err, &corrupt) {
 		t.Errorf("another kind: %v", err)
 	}
-	if _, err := OpenBlob(keys, Head, "manifest", sealed); err == nil {
+	if _, err := openBlob(keys, Head, "manifest", sealed); err == nil {
 		t.Error("another audience: no error")
 	}
-	if _, err := SealBlob(Keys{Head: keys.Head}, Cluster, "manifest", nil); err == nil {
+	if _, err := sealBlob(Keys{Head: keys.Head}, Cluster, "manifest", nil); err == nil {
 		t.Error("sealed without a key")
 	}
-	if _, err := SealBlob(keys, 7, "manifest", nil); err == nil {
+	if _, err := sealBlob(keys, 7, "manifest", nil); err == nil {
 		t.Error("sealed for an unknown audience")
 	}
 }
@@ -144,19 +144,19 @@ func TestBlobWrongKey(t *testing.T) {
 // Every bit of a sealed blob counts, and so does its length.
 func TestBlobDamage(t *testing.T) {
 	keys := testKeys(t)
-	sealed, err := SealBlob(keys, Cluster, "manifest", []byte("some plain bytes of a manifest"))
+	sealed, err := sealBlob(keys, Cluster, "manifest", []byte("some plain bytes of a manifest"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range len(sealed) * 8 {
 		b := bytes.Clone(sealed)
 		b[i/8] ^= 1 << (i % 8)
-		if _, err := OpenBlob(keys, Cluster, "manifest", b); err == nil {
+		if _, err := openBlob(keys, Cluster, "manifest", b); err == nil {
 			t.Errorf("bit %d of byte %d may change", i%8, i/8)
 		}
 	}
 	for n := range sealed {
-		if _, err := OpenBlob(keys, Cluster, "manifest", sealed[:n]); err == nil {
+		if _, err := openBlob(keys, Cluster, "manifest", sealed[:n]); err == nil {
 			t.Errorf("the first %d bytes open", n)
 		}
 	}

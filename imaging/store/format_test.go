@@ -42,14 +42,14 @@ func golden(t *testing.T, name string, content func() []byte) []byte {
 }
 
 func goldenPack(t *testing.T) []byte {
-	return golden(t, "v1.pack", func() []byte {
+	return golden(t, "v2.pack", func() []byte {
 		m := NewMemory()
 		v := testVault(t, m, Keys{Cluster: &goldenKey})
 		return m.blobs[KindPack][addPack(t, v, Cluster, goldenChunks[:2], goldenChunks[2:])]
 	})
 }
 
-// Packs of version 1 stay readable.
+// Packs of version 2 stay readable.
 func TestGoldenPack(t *testing.T) {
 	m := NewMemory()
 	id := putBytes(t, m, KindPack, goldenPack(t))
@@ -63,16 +63,16 @@ func TestFormatAsDocumented(t *testing.T) {
 	header, footer := b[:56], b[len(b)-24:]
 	mac := hmac.New(sha256.New, goldenKey[:])
 	mac.Write([]byte("doppel key fingerprint v1"))
-	want := slices.Concat([]byte("DOPPELPK"), []byte{1, 1, 0, 0, 0, 0, 0, 0}, mac.Sum(nil)[:8])
+	want := slices.Concat([]byte("DOPPELPK"), []byte{2, 1, 0, 0, 0, 0, 0, 0}, mac.Sum(nil)[:8])
 	if !bytes.Equal(header[:24], want) {
 		t.Fatalf("header: %x", header)
 	}
-	open := opener(t, header[24:], "doppel pack v1")
+	open := opener(t, header[24:], "doppel pack v2")
 	at, length := be.Uint64(footer), be.Uint64(footer[8:])
 	if string(footer[16:]) != "KPLEPPOD" || at+length+24 != uint64(len(b)) {
 		t.Fatalf("footer: %x", footer)
 	}
-	ad := []byte("DOPPELPK\x01\x01")
+	ad := []byte("DOPPELPK\x02\x01")
 	nonce := append(make([]byte, 4), bytes.Repeat([]byte{0xff}, 8)...)
 	table := open(b[at:at+length], nonce, append(bytes.Clone(ad), "trailer"...))
 	blocks := be.Uint32(table)
@@ -86,8 +86,16 @@ func TestFormatAsDocumented(t *testing.T) {
 		if off != end {
 			t.Errorf("block %d at %d", i, off)
 		}
-		end = off + uint64(sealed)
-		data := open(b[off:end], be.AppendUint64(make([]byte, 4), i), be.AppendUint64(append(bytes.Clone(ad), "block"...), i))
+		end = off + 4 + uint64(sealed)
+		if got := be.Uint32(b[off:]); got != sealed {
+			t.Errorf("block %d has the length %d in front", i, got)
+		}
+		data := open(b[off+4:end], be.AppendUint64(make([]byte, 4), i), be.AppendUint64(append(bytes.Clone(ad), "block"...), i))
+		foot := data[len(data)-5-4*int(count):]
+		data = data[:len(data)-len(foot)]
+		if be.Uint32(foot[4*count:]) != count || foot[4*count+4] != codec {
+			t.Errorf("block %d ends with %x", i, foot)
+		}
 		if codec == 1 {
 			data = expand(t, data)
 		}
@@ -96,6 +104,10 @@ func TestFormatAsDocumented(t *testing.T) {
 		}
 		for range count {
 			size := be.Uint32(table[32:])
+			if be.Uint32(foot) != size {
+				t.Errorf("block %d says that a chunk has %d bytes", i, be.Uint32(foot))
+			}
+			foot = foot[4:]
 			if sum := sha256.Sum256(data[:size]); !bytes.Equal(sum[:], table[:32]) {
 				t.Errorf("a chunk of block %d has another digest", i)
 			}
@@ -109,19 +121,22 @@ func TestFormatAsDocumented(t *testing.T) {
 }
 
 func TestGoldenBlob(t *testing.T) {
-	b := golden(t, "v1.manifest", func() []byte {
-		sealed, err := SealBlob(Keys{Head: &goldenKey}, Head, "manifest", goldenPlain)
+	b := golden(t, "v2.manifest", func() []byte {
+		sealed, err := sealBlob(Keys{Head: &goldenKey}, Head, "manifest", goldenPlain)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return sealed
 	})
-	plain, err := OpenBlob(Keys{Head: &goldenKey}, Head, "manifest", b)
+	plain, err := openBlob(Keys{Head: &goldenKey}, Head, "manifest", b)
 	if err != nil || !bytes.Equal(plain, goldenPlain) {
 		t.Errorf("%q, %v", plain, err)
 	}
-	open := opener(t, b[24:56], "doppel blob v1")
-	plain = expand(t, open(b[56:], make([]byte, 12), []byte("DOPPELMF\x01\x02manifest")))
+	open := opener(t, b[24:56], "doppel blob v2")
+	if length := binary.BigEndian.Uint32(b[56:]); length != 1<<31|uint32(len(b)-60) {
+		t.Errorf("the only segment says %#x, of %d bytes", length, len(b)-60)
+	}
+	plain = expand(t, open(b[60:], make([]byte, 12), []byte("DOPPELMF\x02\x02\x00\x00\x00\x00\x00\x00\x00\x00\x01manifest")))
 	if !bytes.Equal(plain, goldenPlain) {
 		t.Errorf("by hand: %q", plain)
 	}

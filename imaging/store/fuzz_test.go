@@ -54,8 +54,8 @@ func FuzzParseKey(f *testing.F) {
 
 func FuzzParseTrailer(f *testing.F) {
 	blocks := []packBlock{
-		{off: headerSize, sealed: 100 + tagSize, plain: 100, codec: Raw, chunks: []Chunk{{Sum(nil), 40}, {Sum([]byte("x")), 60}}},
-		{off: headerSize + 100 + tagSize, sealed: 50, plain: 2000, codec: Zstd, chunks: []Chunk{{Sum(nil), 2000}}},
+		{off: headerSize, sealed: uint32(100 + footed(2) + tagSize), plain: 100, codec: Raw, chunks: []Chunk{{Sum(nil), 40}, {Sum([]byte("x")), 60}}},
+		{off: headerSize + lengthSize + 100 + int64(footed(2)) + tagSize, sealed: 50, plain: 2000, codec: Zstd, chunks: []Chunk{{Sum(nil), 2000}}},
 	}
 	f.Add(appendTrailer(nil, blocks), blocks[1].end())
 	f.Add(appendTrailer(nil, blocks[:1]), blocks[0].end())
@@ -137,7 +137,7 @@ func FuzzDecodeBlock(f *testing.F) {
 
 func FuzzOpenBlob(f *testing.F) {
 	keys := fuzzKeys()
-	sealed, err := SealBlob(keys, Head, "manifest", []byte("the plain bytes"))
+	sealed, err := sealBlob(keys, Head, "manifest", []byte("the plain bytes"))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func FuzzOpenBlob(f *testing.F) {
 	f.Add(sealed[:headerSize])
 	f.Add([]byte(blobMagic + "\x01\x02"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		plain, err := OpenBlob(keys, Head, "manifest", b)
+		plain, err := openBlob(keys, Head, "manifest", b)
 		if err == nil && !bytes.Equal(b, sealed) && string(plain) != "the plain bytes" {
 			t.Errorf("%x opens as %q", b, plain)
 		}

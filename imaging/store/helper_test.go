@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -200,4 +201,39 @@ func (s *spyStore) taken() []spyOpen {
 	opens := s.opens
 	s.opens = nil
 	return opens
+}
+
+// sealBlob seals plain in segments of 30,000 bytes.
+func sealBlob(keys Keys, aud Audience, kind string, plain []byte) ([]byte, error) {
+	var out bytes.Buffer
+	s, err := NewSealer(&out, keys, aud, kind)
+	for err == nil {
+		n := min(len(plain), 30_000)
+		last := n == len(plain)
+		err = s.Segment(plain[:n], last)
+		if plain = plain[n:]; last {
+			break
+		}
+	}
+	return out.Bytes(), err
+}
+
+// openBlob opens a section with nothing behind it.
+func openBlob(keys Keys, aud Audience, kind string, sealed []byte) ([]byte, error) {
+	r := bytes.NewReader(sealed)
+	o, err := NewOpener(r, Sum(sealed), keys, aud, kind)
+	var plain []byte
+	for err == nil {
+		var b []byte
+		if b, err = o.Next(); err == nil {
+			plain = append(plain, b...)
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	if r.Len() > 0 && err == nil {
+		err = fmt.Errorf("%d bytes are left over", r.Len())
+	}
+	return plain, err
 }

@@ -11,14 +11,15 @@ import (
 const (
 	packMagic   = "DOPPELPK"
 	footerMagic = "KPLEPPOD"
-	packVersion = 1
-	packInfo    = "doppel pack v1"
+	packVersion = 2
+	packInfo    = "doppel pack v2"
 
 	headerSize = 56
 	footerSize = 24
 	tagSize    = 16 // of AES-GCM
 
-	maxSealed  = maxData + tagSize
+	lengthSize = 4 // in front of a block
+	maxSealed  = maxData + 4*MaxChunks + 5 + tagSize
 	maxTrailer = 128 << 20
 	blockEntry = 8 + 4 + 4 + 1 + 4 // of the trailer's table
 	chunkEntry = 32 + 4
@@ -114,10 +115,50 @@ type packBlock struct {
 	sealed uint32
 	plain  uint32
 	codec  Codec
+	count  uint32  // of chunks
 	chunks []Chunk // dropped once they are in the index
 }
 
-func (b packBlock) end() int64 { return b.off + int64(b.sealed) }
+// size is the block's with the length in front of it.
+func (b packBlock) size() int64 { return lengthSize + int64(b.sealed) }
+
+func (b packBlock) end() int64 { return b.off + b.size() }
+
+// footed is how long the plain content of a block's seal is, less the encoded
+// bytes themselves.
+func footed(chunks int) int { return 4*chunks + 4 + 1 }
+
+// appendBlockFoot writes what follows a block's encoded bytes within its seal:
+// the sizes of its chunks, their number, the codec. So a block can be told
+// without the pack's table.
+func appendBlockFoot(dst []byte, c Codec, chunks []Chunk) []byte {
+	for _, c := range chunks {
+		dst = binary.BigEndian.AppendUint32(dst, c.Size)
+	}
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(chunks)))
+	return append(dst, uint8(c))
+}
+
+// parseBlockFoot takes what is within a block's seal apart. The chunks have
+// sizes and no names.
+func parseBlockFoot(b []byte) (data []byte, codec Codec, chunks []Chunk, err error) {
+	if len(b) < footed(0) {
+		return nil, 0, nil, errors.New("it is shorter than any block")
+	}
+	codec = Codec(b[len(b)-1])
+	count := int64(binary.BigEndian.Uint32(b[len(b)-5:]))
+	if count > MaxChunks || int64(len(b)) < 4*count+5 {
+		return nil, 0, nil, fmt.Errorf("it says it has %d chunks", count)
+	}
+	data = b[:len(b)-footed(int(count))]
+	sizes := b[len(data):]
+	chunks = make([]Chunk, count)
+	for i := range chunks {
+		chunks[i].Size = binary.BigEndian.Uint32(sizes[4*i:])
+	}
+	_, err = plainSize(chunks)
+	return data, codec, chunks, err
+}
 
 // appendTrailer writes the table of a pack's blocks.
 func appendTrailer(dst []byte, blocks []packBlock) []byte {
@@ -172,11 +213,12 @@ func parseTrailer(b []byte, end int64) ([]packBlock, error) {
 		if p.codec != Raw && p.codec != Zstd {
 			return nil, fmt.Errorf("block %d has the codec %d, which is not known", i, p.codec)
 		}
-		if p.codec == Raw && p.sealed != p.plain+tagSize {
-			return nil, fmt.Errorf("block %d is not compressed, yet its lengths differ", i)
-		}
 		if chunks > int64(len(b)/chunkEntry) {
 			return nil, errors.New("its table is cut short")
+		}
+		data := int64(p.sealed) - tagSize - int64(footed(int(chunks)))
+		if data < 0 || p.codec == Raw && data != int64(p.plain) {
+			return nil, fmt.Errorf("block %d has a length that its chunks cannot have", i)
 		}
 		p.chunks = make([]Chunk, chunks)
 		for j := range p.chunks {
@@ -191,6 +233,7 @@ func parseTrailer(b []byte, end int64) ([]packBlock, error) {
 		if uint32(size) != p.plain {
 			return nil, fmt.Errorf("block %d says %d bytes, its chunks %d", i, p.plain, size)
 		}
+		p.count = uint32(chunks)
 		next = p.end()
 		blocks = append(blocks, p)
 	}

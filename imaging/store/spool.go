@@ -43,8 +43,8 @@ func (d *digester) Write(b []byte) (int, error) {
 
 func (d *digester) ID() ID { return ID(d.h.Sum(nil)) }
 
-// newSpool gives a spool of the store's own, or one in memory.
-func newSpool(ctx context.Context, st Store, k Kind) (Spool, error) {
+// NewSpool gives a spool of the store's own, or one in memory.
+func NewSpool(ctx context.Context, st Store, k Kind) (Spool, error) {
 	if s, ok := st.(Spooler); ok {
 		return s.Spool(ctx, k)
 	}

@@ -6,6 +6,7 @@ import (
 	"container/list"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"runtime"
@@ -128,7 +129,7 @@ func (v *Vault) planFetches(numbers []uint32, workers int) []fetch {
 				continue
 			}
 		}
-		total += int64(at.sealed().sealed)
+		total += at.sealed().size()
 	}
 	limit := min(maxFetch, max(minFetch, total/int64(workers)))
 	var fetches []fetch
@@ -146,7 +147,7 @@ func (v *Vault) planFetches(numbers []uint32, workers int) []fetch {
 			}
 		}
 		first = i
-		fetches = append(fetches, fetch{pack: at.pack, wants: numbers[i : i+1], off: b.off, n: int64(b.sealed)})
+		fetches = append(fetches, fetch{pack: at.pack, wants: numbers[i : i+1], off: b.off, n: b.size()})
 	}
 	return fetches
 }
@@ -206,14 +207,15 @@ func (v *Vault) fetch(ctx context.Context, f fetch, bufs *buffers, fn func(want,
 // readBlock reads a block from where r stands, opens and decodes it.
 func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error) {
 	b := p.blocks[number]
-	bufs.sealed = slices.Grow(bufs.sealed[:0], int(b.sealed))[:b.sealed]
+	bufs.sealed = slices.Grow(bufs.sealed[:0], int(b.size()))[:b.size()]
 	if _, err := io.ReadFull(r, bufs.sealed); err != nil {
 		return nil, p.readError(err)
 	}
-	data, err := p.cipher.open(bufs.sealed, uint64(number))
-	if err != nil {
+	inside, err := p.cipher.open(bufs.sealed[lengthSize:], uint64(number))
+	if err != nil || binary.BigEndian.Uint32(bufs.sealed) != b.sealed {
 		return nil, p.corruptBlock("block %d does not open: some of its bytes have changed", number)
 	}
+	data := inside[:len(inside)-footed(int(b.count))]
 	if b.codec == Raw { // data lies in the worker's own buffer
 		return data, nil
 	}
@@ -263,7 +265,7 @@ func (v *Vault) Chunk(ctx context.Context, ref Ref) ([]byte, error) {
 	defer func() { <-e.loading }()
 	if e.plain == nil {
 		b := at.sealed()
-		r, err := v.st.Open(ctx, KindPack, at.pack.id, b.off, int64(b.sealed))
+		r, err := v.st.Open(ctx, KindPack, at.pack.id, b.off, b.size())
 		if err != nil {
 			return nil, w.lost(at.pack.readError(err))
 		}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -156,15 +157,18 @@ func (w *Writer) append(ctx context.Context, key *Key, b Block, plain uint32) (f
 		}
 		w.open[b.Audience] = p
 	}
-	p.sealed = p.cipher.seal(slices.Grow(p.sealed[:0], len(b.Data)+tagSize), b.Data, uint64(len(p.blocks)))
+	last := packBlock{off: p.end, plain: plain, codec: b.Codec, count: uint32(len(b.Chunks)), chunks: slices.Clone(b.Chunks)}
+	last.sealed = uint32(len(b.Data) + footed(len(b.Chunks)) + tagSize)
+	p.sealed = slices.Grow(p.sealed[:0], int(last.size()))
+	p.sealed = binary.BigEndian.AppendUint32(p.sealed, last.sealed)
+	p.sealed = appendBlockFoot(append(p.sealed, b.Data...), b.Codec, b.Chunks)
+	inside := p.sealed[lengthSize:]
+	p.sealed = p.sealed[:lengthSize+len(p.cipher.seal(inside[:0], inside, uint64(len(p.blocks))))]
 	if _, err := p.spool.Write(p.sealed); err != nil {
 		return nil, w.fail(fmt.Errorf("writing a pack: %w", err))
 	}
-	p.blocks = append(p.blocks, packBlock{
-		off: p.end, sealed: uint32(len(p.sealed)), plain: plain, codec: b.Codec,
-		chunks: slices.Clone(b.Chunks),
-	})
-	p.end += int64(len(p.sealed))
+	p.blocks = append(p.blocks, last)
+	p.end = last.end()
 	p.chunks += len(b.Chunks)
 	for _, c := range b.Chunks {
 		ref := Ref{b.Audience, c.ID}
@@ -203,7 +207,7 @@ func (w *Writer) begin(ctx context.Context, key *Key, aud Audience) (*newPack, e
 		return nil, fmt.Errorf("beginning a pack: %w", err)
 	}
 	// The pack outlives the call that begins it.
-	spool, err := newSpool(context.WithoutCancel(ctx), w.v.st, KindPack)
+	spool, err := NewSpool(context.WithoutCancel(ctx), w.v.st, KindPack)
 	if err != nil {
 		return nil, fmt.Errorf("beginning a pack: %w", err)
 	}
