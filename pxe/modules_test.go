@@ -1,9 +1,9 @@
 package pxe
 
 import (
-	"context"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"debug/elf"
 	"io"
 	"maps"
