@@ -89,7 +89,7 @@ func indexManifest(m *Manifest) (*treeIndex, error) {
 	x.root = &x.nodes[0]
 	var dirs []*treeNode // the directory that the last entry is in, and all above it
 	var e Entry
-	var slab slab
+	var names slab
 	at := ""
 	for c := x.list.cursor(0); c.i < len(x.nodes); {
 		n := &x.nodes[c.i]
@@ -102,7 +102,7 @@ func indexManifest(m *Manifest) (*treeIndex, error) {
 				dirs = dirs[:len(dirs)-1]
 			}
 			n.parent = dirs[len(dirs)-1]
-			n.name = slab.join(e.Path[strings.LastIndexByte(e.Path, '/')+1:], nil)
+			n.name = names.join(e.Path[strings.LastIndexByte(e.Path, '/')+1:], nil)
 		}
 		if e.Kind == Directory {
 			dirs, at = append(dirs, n), e.Path

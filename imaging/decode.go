@@ -148,12 +148,16 @@ func (d *decoder) path(last string, names *slab) string {
 	return names.join(last[:shared], rest)
 }
 
-// slab makes many small strings out of few allocations.
+// slab makes many small strings out of few allocations; a nil one makes each on
+// its own.
 type slab struct{ b *strings.Builder }
 
 const slabSize = 64 << 10
 
 func (s *slab) join(a string, b []byte) string {
+	if s == nil {
+		return a + string(b)
+	}
 	n := len(a) + len(b)
 	if s.b == nil || s.b.Cap()-s.b.Len() < n {
 		s.b = new(strings.Builder)

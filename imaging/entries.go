@@ -56,7 +56,9 @@ func (l *Entries) All() iter.Seq2[int, *Entry] { return l.From(0) }
 // From goes through the entries from the i-th on.
 func (l *Entries) From(i int) iter.Seq2[int, *Entry] {
 	return func(yield func(int, *Entry) bool) {
-		for c := l.cursor(i); c.i < l.count; {
+		c := l.cursor(i)
+		c.names = &slab{}
+		for c.i < l.count {
 			e := &Entry{}
 			at := c.i
 			c.next(e)
@@ -114,7 +116,7 @@ type cursor struct {
 	d      decoder
 	last   string
 	secret int // in l.secrets
-	names  slab
+	names  *slab // nil: not many paths will come
 }
 
 // cursor stands at the i-th entry.
@@ -140,7 +142,7 @@ func (c *cursor) next(e *Entry) {
 		c.part++
 		c.d.b = c.l.parts[c.part]
 	}
-	back := decodeEntry(&c.d, c.last, &c.names, e)
+	back := decodeEntry(&c.d, c.last, c.names, e)
 	if e.Kind == HardLink {
 		e.Target = c.l.Path(c.i - int(back))
 	}
