@@ -286,6 +286,9 @@ func (h *headServer) inside(path string) string {
 // puts them, or a process.
 func (h *headServer) mustBeClean() {
 	h.t.Helper()
+	for _, pid := range h.strays() {
+		h.waitGone(pid)
+	}
 	for _, dir := range []string{"/tmp", "/var/tmp", "/dev/shm", "/srv/home/alice", "/srv/home/bob", "/root"} {
 		list, err := os.ReadDir(h.inside(dir))
 		if err != nil {
@@ -297,21 +300,39 @@ func (h *headServer) mustBeClean() {
 			}
 		}
 	}
-	for _, pid := range h.agents() {
-		h.waitGone(pid)
+}
+
+// strays finds what runs in the head's namespace besides sshd.
+func (h *headServer) strays() (pids []int) {
+	for _, pid := range h.members() {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if exe != "" && !strings.Contains(exe, "/sshd") {
+			pids = append(pids, pid)
+		}
 	}
+	return pids
 }
 
 // agents finds the agents that run in the head's namespace.
 func (h *headServer) agents() (pids []int) {
+	for _, pid := range h.members() {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if strings.Contains(exe, agentFile) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// members are the processes in the head's namespace.
+func (h *headServer) members() (pids []int) {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.cmd.Process.Pid))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	for _, pid := range processes(h.t) {
 		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if ns == own && strings.Contains(exe, agentFile) {
+		if ns == own {
 			pids = append(pids, pid)
 		}
 	}
