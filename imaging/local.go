@@ -259,7 +259,9 @@ func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, erro
 }
 
 func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
-	return scanTree(ctx, NewLocalTree(l.path(req.Root)), req, sink, l.now)
+	tree, sink, undo := req.Limits.held(NewLocalTree(l.path(req.Root)), sink)
+	defer undo()
+	return scanTree(ctx, tree, req, sink, l.now)
 }
 
 func (l *local) Close() error { return nil }

@@ -172,7 +172,9 @@ func elfArch(head []byte) string {
 	return ""
 }
 
-// Scan implements imaging.Source.
+// Scan implements imaging.Source. The limit of the rate is kept for the contents
+// of files, which come over the wire as they are; that of the CPU means nothing:
+// sshd's sftp server works for as much as is asked of it.
 func (s *sftpSource) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging.Sink) error {
 	return s.during(ctx, "capturing", func() error {
 		root := path.Clean("/" + req.Root)
@@ -182,7 +184,11 @@ func (s *sftpSource) Scan(ctx context.Context, req imaging.ScanRequest, sink ima
 		if err := sink.Note(ctx, imaging.Note{Path: ".", Kind: imaging.NoteLost, Detail: sftpLoses}); err != nil {
 			return err
 		}
-		return imaging.ScanTree(ctx, &sftpTree{client: s.client, root: root}, req, sink)
+		tree := &sftpTree{client: s.client, root: root}
+		if req.Limits.Rate > 0 {
+			tree.pace = imaging.NewPace(float64(req.Limits.Rate))
+		}
+		return imaging.ScanTree(ctx, tree, req, sink)
 	})
 }
 

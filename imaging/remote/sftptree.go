@@ -24,6 +24,7 @@ import (
 type sftpTree struct {
 	client *sftpClient
 	root   string
+	pace   *imaging.Pace // of reading files
 }
 
 // sftpLoses is what no attribute of SFTP version 3, the one that OpenSSH
@@ -211,11 +212,22 @@ func (d *sftpDir) Open(ctx context.Context, name string) (imaging.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sftpFile{f}, nil
+	return &sftpFile{f, ctx, d.tree.pace}, nil
 }
 
 // sftpFile is an open file.
-type sftpFile struct{ *sftp.File }
+type sftpFile struct {
+	*sftp.File
+	ctx  context.Context // of the scan that opened it
+	pace *imaging.Pace
+}
+
+func (f *sftpFile) ReadAt(b []byte, off int64) (int, error) {
+	if err := f.pace.Spend(f.ctx, int64(len(b))); err != nil {
+		return 0, err
+	}
+	return f.File.ReadAt(b, off)
+}
 
 func (f *sftpFile) Stat(ctx context.Context) (imaging.Node, error) {
 	info, err := f.File.Stat()
