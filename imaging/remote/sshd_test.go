@@ -82,6 +82,7 @@ type headSpec struct {
 	config []string // lines of sshd_config, which come first
 	mounts []string // commands before sshd starts, in the namespace
 	noSFTP bool
+	rsa    bool // the host's key, in place of Ed25519
 	files  map[string]string // to copy into /srv
 }
 
@@ -149,9 +150,13 @@ func startHead(t *testing.T, spec headSpec, authorized ...ssh.PublicKey) *headSe
 			t.Fatal(err)
 		}
 	}
-	signer, private := newKey(t)
-	h.key = signer
-	writeKey(t, filepath.Join(h.dir, "host_key"), private, "")
+	if spec.rsa {
+		h.key = newRSA(t, filepath.Join(h.dir, "host_key"))
+	} else {
+		signer, private := newKey(t)
+		h.key = signer
+		writeKey(t, filepath.Join(h.dir, "host_key"), private, "")
+	}
 	var keys strings.Builder
 	for _, k := range authorized {
 		keys.Write(ssh.MarshalAuthorizedKey(k))
