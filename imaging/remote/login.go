@@ -27,7 +27,7 @@ type login struct {
 	tried   []string
 	weak    []string // algorithms in use
 	sha1    bool     // the host signs with SHA-1
-	fault   error // why something that would have been let in could not be used
+	fault   error    // why something that would have been let in could not be used
 }
 
 // methods lists the ways in, in ssh's order of preference.

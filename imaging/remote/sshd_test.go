@@ -82,7 +82,7 @@ type headSpec struct {
 	config []string // lines of sshd_config, which come first
 	mounts []string // commands before sshd starts, in the namespace
 	noSFTP bool
-	rsa    bool // the host's key, in place of Ed25519
+	rsa    bool              // the host's key, in place of Ed25519
 	files  map[string]string // to copy into /srv
 }
 
