@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 
+	"github.com/pkg/sftp"
+
 	"doppel/imaging"
 )
 
@@ -54,6 +56,12 @@ func (s *sftpSource) during(ctx context.Context, what string, op func() error) e
 		return context.Cause(ctx)
 	case s.conn.Err() != nil, s.ended() && s.conn.waitEnd(grace/10):
 		return s.conn.lost(what)
+	case errors.Is(err, sftp.ErrSSHFxConnectionLost):
+		// So the library also calls an answer that makes no sense.
+		if why := s.client.Wait(); why != nil && !errors.Is(why, io.EOF) && !errors.Is(why, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("the SFTP server of %s makes no sense: %w", s.conn.host.alias, why)
+		}
+		return fmt.Errorf("SFTP on %s ended while %s: %w", s.conn.host.alias, what, err)
 	case s.ended():
 		return fmt.Errorf("SFTP on %s ended while %s: %w", s.conn.host.alias, what, err)
 	}

@@ -91,6 +91,7 @@ type sftpDir struct {
 func (d *sftpDir) Close() error { return nil }
 
 func (d *sftpDir) Names(ctx context.Context) ([]string, error) {
+	d.tree.client.guard.listing.Store(0)
 	infos, err := d.tree.client.ReadDirContext(ctx, d.path)
 	if err != nil {
 		return nil, err
@@ -195,6 +196,9 @@ func (d *sftpDir) Dir(ctx context.Context, name string) (imaging.Dir, error) {
 	}
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%w: it is no longer a directory", fs.ErrNotExist)
+	}
+	if len(d.path) > maxSFTPPath {
+		return nil, fmt.Errorf("the host lists directories within directories without end: %.100q…", d.path)
 	}
 	return &sftpDir{tree: d.tree, path: d.at(name)}, nil
 }
