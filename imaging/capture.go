@@ -25,6 +25,7 @@ type CaptureOptions struct {
 	Origin        string // where the source is, for people: root@head
 	Exclude       []string
 	OneFileSystem bool
+	Limits        Limits
 	Full          bool // read every file, whatever the last capture knew
 	Progress      func(CaptureProgress)
 	Log           *slog.Logger // nil: the catalog's
@@ -181,7 +182,7 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault) error {
 	}
 	defer cache.close()
 	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress}
-	req := ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem}
+	req := ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits}
 	err = k.src.Scan(ctx, req, k.sink)
 	if err == nil {
 		if err = w.Commit(ctx); err == nil {

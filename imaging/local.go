@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,10 +20,13 @@ import (
 // step goes from an open directory to one name in it and follows no symbolic
 // link, so no path is too long, and nothing that is renamed on the way leads
 // out of the tree.
-type LocalTree struct{ root string }
+type LocalTree struct {
+	root  string
+	pages pageCache
+}
 
 // NewLocalTree is the tree below root.
-func NewLocalTree(root string) *LocalTree { return &LocalTree{root} }
+func NewLocalTree(root string) *LocalTree { return &LocalTree{root: root} }
 
 // Root opens the root directory. Here alone a symbolic link is followed.
 func (t *LocalTree) Root(ctx context.Context) (Dir, error) {
@@ -29,7 +34,7 @@ func (t *LocalTree) Root(ctx context.Context) (Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", t.root, err)
 	}
-	return newLocalDir(fd), nil
+	return newLocalDir(t, fd), nil
 }
 
 // Mounts reads the mount table of this process. A machine without /proc tells
@@ -76,13 +81,14 @@ func openQuiet(dir int, name string, flags int) (int, error) {
 // localDir is an open directory. The os.File around the descriptor is there to
 // list it.
 type localDir struct {
-	f  *os.File
-	fd int
-	mu sync.Mutex // listing moves the file's position
+	tree *LocalTree
+	f    *os.File
+	fd   int
+	mu   sync.Mutex // listing moves the file's position
 }
 
-func newLocalDir(fd int) *localDir {
-	return &localDir{f: os.NewFile(uintptr(fd), "."), fd: fd}
+func newLocalDir(t *LocalTree, fd int) *localDir {
+	return &localDir{tree: t, f: os.NewFile(uintptr(fd), "."), fd: fd}
 }
 
 func (d *localDir) Close() error { return d.f.Close() }
@@ -119,7 +125,7 @@ func (d *localDir) Dir(ctx context.Context, name string) (Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLocalDir(fd), nil
+	return newLocalDir(d.tree, fd), nil
 }
 
 func (d *localDir) Open(ctx context.Context, name string) (File, error) {
@@ -139,14 +145,23 @@ func (d *localDir) Open(ctx context.Context, name string) (File, error) {
 		}
 		return nil, fmt.Errorf("%w: it is no longer a regular file", fs.ErrNotExist)
 	}
-	return &localFile{fd: fd}, nil
+	return &localFile{fd: fd, cold: d.tree.pages.coldRuns(fd, &st)}, nil
 }
 
 // localFile is an open regular file. It is not an os.File, whose finalizer and
 // poller cost more than most files of a system are long.
-type localFile struct{ fd int }
+type localFile struct {
+	fd   int
+	cold []Extent     // was not in the page cache before
+	back atomic.Int64 // up to where that has been given back
+}
 
-func (f *localFile) Close() error { return unix.Close(f.fd) }
+func (f *localFile) Close() error {
+	// From the start once more: a large folio is dropped as a whole or not at
+	// all, so some of those in the middle were not.
+	dropPages(f.fd, f.cold, 0, math.MaxInt64)
+	return unix.Close(f.fd)
+}
 
 func (f *localFile) Stat(ctx context.Context) (Node, error) { return nodeOf(f.fd) }
 
@@ -164,7 +179,19 @@ func (f *localFile) ReadAt(b []byte, off int64) (int, error) {
 		}
 		n += m
 	}
+	if f.cold != nil {
+		f.leaveBehind(off + int64(n))
+	}
 	return n, nil
+}
+
+// leaveBehind gives back what was read up to end, so that a file larger than
+// the memory does not fill it while it is read.
+func (f *localFile) leaveBehind(end int64) {
+	back := f.back.Load()
+	if end-back >= dropBehind && f.back.CompareAndSwap(back, end) {
+		dropPages(f.fd, f.cold, back, end)
+	}
 }
 
 // Extents asks with SEEK_DATA and SEEK_HOLE. A file system that does not know
@@ -232,7 +259,9 @@ func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, erro
 }
 
 func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
-	return scanTree(ctx, NewLocalTree(l.path(req.Root)), req, sink, l.now)
+	tree, sink, undo := req.Limits.held(NewLocalTree(l.path(req.Root)), sink)
+	defer undo()
+	return scanTree(ctx, tree, req, sink, l.now)
 }
 
 func (l *local) Close() error { return nil }

@@ -45,14 +45,14 @@ func (s *scan) readSmall(ctx context.Context) error {
 			return nil
 		}
 		got, err := s.readFile(ctx, it, &r, smallFile, func() { data = data[:0] }, keep)
-		if err != nil && !errors.Is(err, errTooLarge) {
-			return err
-		}
 		if err == nil {
 			got.data = data
 			it.read = got
 		}
 		close(it.done)
+		if err != nil && !errors.Is(err, errTooLarge) {
+			return err
+		}
 	}
 	return nil
 }

@@ -182,6 +182,7 @@ func (s *scan) dispatchItem(ctx context.Context, it *item) error {
 		}
 		it.done = make(chan struct{})
 		if err := send(ctx, s.jobs, it); err != nil {
+			it.done = nil // no reader has it
 			return err
 		}
 	}

@@ -24,6 +24,7 @@ type ScanRequest struct {
 	Root          string
 	Exclude       []string // globs against the path below Root; a directory's match leaves the directory and drops its contents
 	OneFileSystem bool
+	Limits        Limits
 }
 
 // Stamp is what makes a file the same file as last time, without reading it.

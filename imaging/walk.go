@@ -41,8 +41,12 @@ func (it *item) wanted() bool {
 	return it.node.Kind == Regular && !it.also && !it.gone && it.content == nil && it.node.Size > 0
 }
 
-// letGo closes the item's directory when nothing else needs it.
+// letGo closes the item's directory when nothing else needs it. A scan that is
+// broken off lets go of items that a reader still has in hand.
 func (it *item) letGo() {
+	if it.done != nil {
+		<-it.done
+	}
 	if it.dir != nil {
 		it.dir.release()
 		it.dir = nil

@@ -10,13 +10,10 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"doppel/imaging"
 	"doppel/imaging/store"
@@ -121,24 +118,4 @@ func removeSelf() error {
 		return fmt.Errorf("%s is not where a capture puts it", self)
 	}
 	return errors.Join(os.Remove(self), os.Remove(dir))
-}
-
-// yield puts the head's own work before the capture's. Failing at it is no
-// reason not to capture.
-func yield() {
-	// Linux keeps both priorities by thread; threads to come take them from
-	// the one that starts them.
-	threads, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return
-	}
-	// The lowest level of the class best-effort, not the class idle: behind a
-	// busy disk a capture should go slowly, not stand still.
-	const ioprioWhoProcess, ioprioLowest = 1, 2<<13 | 7
-	for _, t := range threads {
-		if id, err := strconv.Atoi(t.Name()); err == nil {
-			unix.Setpriority(unix.PRIO_PROCESS, id, 10)
-			unix.Syscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, uintptr(id), ioprioLowest)
-		}
-	}
 }

@@ -27,6 +27,8 @@ type captureFlags struct {
 	sudo          bool
 	full          bool
 	pre, post     string
+	limit         string
+	limitCPU      string
 }
 
 func newCapture(g *globals) *cobra.Command {
@@ -41,6 +43,11 @@ and nothing is left there. HOST "local" captures this machine, without SSH.
 Left out are the contents of /proc, /sys, /dev, /run, /tmp and /var/tmp, of
 network and virtual file systems, and doppel's own state; the mount points
 themselves stay.
+
+On the host the capture stands behind all other work (nice 19, I/O class idle),
+and leaves the page cache as it was. --limit and --limit-cpu hold it back
+further; for local they hold for what goes into the store, and for doppel
+itself.
 
 Exit codes: 0 done (also when nothing had changed, which makes no new version);
 3 done, but a file never held still or SFTP could not carry something, as the
@@ -66,6 +73,8 @@ report says.`,
 	f.BoolVar(&o.sftp, "sftp", false, "read by SFTP alone, where the agent cannot run (loses hard links, holes, xattrs)")
 	f.BoolVar(&o.sudo, "sudo", false, "become root on the host with sudo")
 	f.BoolVar(&o.full, "full", false, "read every file again, whatever the last capture knew")
+	f.StringVar(&o.limit, "limit", "", "send no more than this `rate` a second from the host: 20M is 20 MB; k, M or G")
+	f.StringVar(&o.limitCPU, "limit-cpu", "", "use no more of the host's CPUs than this `share` of one core, as top shows it: 50%, or 200% for two")
 	f.StringVar(&o.pre, "pre", "", "shell `command` to run on the host before; if it fails, nothing is captured")
 	f.StringVar(&o.post, "post", "", "shell `command` to run on the host afterwards, also when the capture failed")
 	return c
@@ -116,6 +125,12 @@ func (o *captureFlags) check(host string) error {
 	} else if !strings.HasPrefix(o.root, "/") {
 		return usagef("give the path from the host's /", "--root: %q is not an absolute path", o.root)
 	}
+	if _, err := o.limits(); err != nil {
+		return err
+	}
+	if o.sftp && o.limitCPU != "" {
+		return usagef("give --limit instead: the host then works for so many bytes and no more", "--sftp and --limit-cpu cannot go together: doppel runs nothing on the host that it could hold back")
+	}
 	if o.sftp && o.sudo {
 		return usagef("log in as root for --sftp, or let the agent run with --sudo alone", "--sftp and --sudo cannot go together: SFTP cannot become root")
 	}
@@ -125,6 +140,10 @@ func (o *captureFlags) check(host string) error {
 // captureBetween runs the capture between its hooks. A report with an error is
 // of a capture after which something else went wrong.
 func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *imaging.Catalog, h *host, out io.Writer) (report *imaging.CaptureReport, err error) {
+	limits, err := o.limits()
+	if err != nil {
+		return nil, err
+	}
 	if o.pre != "" {
 		if err := h.shell(ctx, o.pre); err != nil {
 			return nil, fmt.Errorf("the --pre command did not succeed, so nothing was captured: %w", err)
@@ -145,7 +164,7 @@ func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *im
 	p := newProgress(g, out, "capture "+o.name)
 	report, err = imaging.Capture(ctx, catalog, src, imaging.CaptureOptions{
 		Name: o.name, Root: o.root, Origin: h.name, Exclude: o.exclude, OneFileSystem: o.oneFileSystem, Full: o.full,
-		Log: newLog(os.Stderr),
+		Limits: limits, Log: newLog(os.Stderr),
 		Progress: func(c imaging.CaptureProgress) {
 			p.update(c.Bytes, 0, fmt.Sprintf("in %d entries; read %s, sent %s", c.Entries, bytesText(c.BytesRead), bytesText(c.BytesSent)))
 		},

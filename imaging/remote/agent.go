@@ -1,32 +1,19 @@
 package remote
 
 import (
-	"bytes"
+	"bufio"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
-
-	"github.com/pkg/sftp"
 
 	"doppel/imaging"
 	"doppel/imaging/store"
 	"doppel/imaging/wire"
 )
-
-// dirPrefix begins the name of the temporary directory on a head.
-const dirPrefix = "doppel-agent."
-
-// agentFile is the agent's name in it.
-const agentFile = "doppel-agent"
 
 // maxAgent bounds the local binary.
 const maxAgent = 256 << 20
@@ -64,169 +51,41 @@ func Agent(ctx context.Context, conn *Conn, o AgentOptions) (imaging.Source, err
 	}
 	d := &delivery{conn: conn, options: o, binary: binary, digest: store.Sum(binary), root: m.uid == 0}
 	if m.installed == d.digest.Hex() {
-		return d.start(ctx, installedAgent, "")
+		return d.installed(ctx)
 	}
 	return d.deliver(ctx)
 }
 
-// delivery brings one agent to one head.
-type delivery struct {
-	conn    *Conn
-	options AgentOptions
-	binary  []byte
-	digest  store.ID
-	root    bool // logged in as root
-}
-
-// deliver puts the agent into a temporary directory, in one place after the
-// other until it runs, and starts it.
-func (d *delivery) deliver(ctx context.Context) (imaging.Source, error) {
-	var random [12]byte
-	rand.Read(random[:])
-	name := dirPrefix + hex.EncodeToString(random[:])
-	var refused []string
-	for from := 0; ; {
-		dir, next, err := d.conn.makeDir(ctx, from, name)
-		if err != nil {
-			return nil, errors.Join(err, d.clean(ctx, name))
-		}
-		if dir == "" {
-			why := ""
-			if len(refused) > 0 {
-				why = " (" + strings.Join(refused, "; ") + ")"
-			}
-			return nil, &remedied{
-				fmt.Errorf("%s has no place to run the agent from: every one of %s is read-only, full, or mounted noexec%s", d.conn.host.alias, strings.Join(places[:], ", "), why),
-				"install doppel's agent there as " + installedAgent + ", or capture with --sftp, which carries less",
-			}
-		}
-		source, err := d.deliverTo(ctx, dir)
-		if err == nil {
-			return source, nil
-		}
-		err = errors.Join(err, d.clean(ctx, name))
-		var unfit *unfitError
-		if !errors.As(err, &unfit) {
-			return nil, err
-		}
-		refused = append(refused, path.Dir(dir)+": "+unfit.Error())
-		from = next
-	}
-}
-
-// clean removes the directory, wherever it is, unless the connection is gone
-// and with it the means to. It follows failures too, so it has its own time.
-func (d *delivery) clean(ctx context.Context, name string) error {
-	if d.conn.Err() != nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*grace)
-	defer cancel()
-	remove := "rm -rf"
-	for _, p := range places {
-		remove += ` "` + p + "/" + name + `"`
-	}
-	if _, err := d.conn.run(ctx, script(remove), nil); err != nil {
-		return fmt.Errorf("remove the directory %s on %s: %w", name, d.conn.host.alias, err)
-	}
-	return nil
-}
-
-// unfitError says that the agent cannot be kept in, or run from, a directory
-// while it might from another.
-type unfitError struct{ err error }
-
-func (e *unfitError) Error() string { return e.err.Error() }
-func (e *unfitError) Unwrap() error { return e.err }
-
-func (d *delivery) deliverTo(ctx context.Context, dir string) (imaging.Source, error) {
-	file := path.Join(dir, agentFile)
-	if err := d.upload(ctx, file); err != nil {
-		return nil, err
-	}
-	// Any refusal to run it is seen here, where it has a status of its own.
-	if _, err := d.conn.run(ctx, shellQuote(file)+" version", nil); err != nil {
-		var status *CommandError
-		if errors.As(err, &status) {
-			return nil, &unfitError{err}
-		}
-		return nil, err
-	}
-	return d.start(ctx, file, dir)
-}
-
-// upload copies the agent with SFTP, or through cat where sshd has no SFTP
-// subsystem.
-func (d *delivery) upload(ctx context.Context, file string) error {
-	err := d.uploadSFTP(ctx, file)
-	var none *noSFTPError
-	if errors.As(err, &none) {
-		d.conn.log.Debug("no SFTP, copying the agent through cat", "host", d.conn.host.alias, "error", err)
-		_, err = d.conn.run(ctx, script(`umask 077`, `cat >"$0" && chmod 700 "$0"`)+" "+shellQuote(file), bytes.NewReader(d.binary))
-		var status *CommandError
-		if errors.As(err, &status) {
-			return &unfitError{err}
-		}
-	}
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("copy the agent to %s: %w", d.conn.host.alias, err)
-	}
-	return err
-}
-
-func (d *delivery) uploadSFTP(ctx context.Context, file string) error {
-	client, err := d.conn.openSFTP(ctx)
-	if err != nil {
-		return err
-	}
-	f, err := client.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
-	if err == nil {
-		_, err = f.ReadFromWithConcurrency(bytes.NewReader(d.binary), 0)
-		if e := f.Chmod(0o700); err == nil {
-			err = e
-		}
-		if e := f.Close(); err == nil {
-			err = e
-		}
-	}
-	// The session must have ended before the next one begins.
-	closed := client.close()
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil && d.conn.waitEnd(0):
-		return d.conn.lost("the agent was copied")
-	case err != nil:
-		var status *sftp.StatusError
-		if errors.As(err, &status) {
-			return &unfitError{err}
-		}
-		return err
-	}
-	return closed
-}
-
-// start runs the agent and greets it. dir is what the agent removes once it
-// runs; empty: it is installed and stays.
-func (d *delivery) start(ctx context.Context, file, dir string) (imaging.Source, error) {
-	command, password, err := d.command(ctx, file)
+// installed starts the agent that a package has put there.
+func (d *delivery) installed(ctx context.Context) (imaging.Source, error) {
+	sudo, err := d.become(ctx, installedAgent+" version")
 	if err != nil {
 		return nil, err
 	}
-	command += " capture"
-	if dir != "" {
-		command += " --unlink"
+	a, err := d.start(ctx, sudo.prefix+installedAgent+" capture")
+	if err != nil {
+		return nil, err
 	}
+	return d.meet(ctx, a, sudo.password)
+}
+
+// start runs a command line that becomes the agent.
+func (d *delivery) start(ctx context.Context, command string) (*agentSource, error) {
 	s, err := d.conn.session(ctx)
 	if err != nil {
 		return nil, err
 	}
-	a := &agentSource{conn: d.conn, session: s}
 	if err := errors.Join(s.request("exec", command), s.keep(ctx)); err != nil {
 		s.release()
 		return nil, fmt.Errorf("start the agent on %s: %w", d.conn.host.alias, err)
 	}
+	a := &agentSource{conn: d.conn, session: s, out: bufio.NewReaderSize(s, 64<<10)}
 	a.reading.Go(func() { io.Copy(&a.stderr, s.Stderr()) }) // its end shows in the session's
+	return a, nil
+}
+
+// meet greets the agent, and ends it when it is not the right one.
+func (d *delivery) meet(ctx context.Context, a *agentSource, password string) (imaging.Source, error) {
 	if err := a.greet(ctx, password); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
@@ -250,7 +109,7 @@ func (a *agentSource) greet(ctx context.Context, password string) error {
 			return a.explain(ctx, &wire.CutError{Err: err}, "starting")
 		}
 	}
-	client, err := wire.NewClient(ctx, a.session, input{a.session}, build(), a.session.hangUp)
+	client, err := wire.NewClient(ctx, a.out, input{a.session}, build(), a.session.hangUp)
 	if err != nil {
 		return a.explain(ctx, err, "starting")
 	}
@@ -275,6 +134,7 @@ func build() string {
 type agentSource struct {
 	conn    *Conn
 	session *session
+	out     *bufio.Reader // the session's standard output
 	client  *wire.Client
 	stderr  tail
 	reading sync.WaitGroup
@@ -328,6 +188,14 @@ func (a *agentSource) explain(ctx context.Context, err error, during string) err
 	return fmt.Errorf("the agent on %s ended while %s: %w: %s", a.conn.host.alias, during, why, said)
 }
 
+// giveUp ends what the session runs by ending its input, which leaves it the
+// time to clean up, and the session itself when that does not help.
+func (a *agentSource) giveUp() {
+	a.session.CloseWrite()
+	a.session.finish(grace)
+	a.session.hangUp()
+}
+
 // Close ends the agent and waits for it.
 func (a *agentSource) Close() error {
 	if a.closed {
@@ -336,9 +204,12 @@ func (a *agentSource) Close() error {
 	a.closed = true
 	var err error
 	if a.client != nil {
-		if err = a.client.Close(); err == nil {
-			a.session.finish(grace)
-		}
+		err = a.client.Close()
+	} else {
+		err = a.session.CloseWrite()
+	}
+	if err == nil {
+		a.session.finish(grace)
 	}
 	a.session.release()
 	a.reading.Wait()

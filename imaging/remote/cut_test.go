@@ -126,7 +126,7 @@ func TestCancelInTheMiddle(t *testing.T) {
 func TestCancelDuringDelivery(t *testing.T) {
 	signer, key := newKey(t)
 	h := startHead(t, headSpec{}, signer.PublicKey())
-	for n, stage := range []string{"probe", "directory", "copy", "version", "capture"} {
+	for n, stage := range []string{"probe", "delivery"} {
 		conn := dialHead(t, h.target("root"), options(t, h, key))
 		ctx, cancel := context.WithCancel(t.Context())
 		h.forgetLog()

@@ -6,24 +6,29 @@
 //
 // Steps. Dial reads ssh_config as ssh would, connects, judges the host key by
 // known_hosts, and logs in with keys, the user's ssh-agent, or what the user
-// types. Agent asks the head what it is, puts the doppel-agent binary into a
-// private temporary directory there (unless the one that is installed has the
-// right digest), starts it, and speaks imaging/wire with it. SFTP needs nothing
-// on the head but sshd's sftp subsystem, and tells what it cannot carry.
+// types. Agent asks the head what it is and starts one more session there: a
+// shell that makes a private temporary directory, takes the doppel-agent binary
+// off its standard input, tries it, and runs it, which then speaks imaging/wire
+// (an agent that is installed and has the right digest is run as it is). SFTP
+// needs nothing on the head but sshd's sftp subsystem, and tells what it cannot
+// carry.
 //
 // Guarantees. A host key that known_hosts contradicts is never accepted. One
-// session is open at a time, so MaxSessions 1 does. The agent unlinks itself as
-// soon as it runs, and the temporary directory is gone before the capture
-// begins: whatever happens afterwards, a cut connection and a lost client
-// included, nothing is left on the head; the agent ends by itself. A peer that
-// is gone is noticed within about 30 seconds. Passwords and passphrases are
-// held for the login alone (sudo's: until the agent has started) and are never
-// logged.
+// session is open at a time, so MaxSessions 1 does; neither SFTP nor a terminal
+// is needed for the agent. Nothing is left on the head, wherever a connection
+// breaks off or a client is killed: the end of its input ends the shell, which
+// removes its directory whatever else happened; the agent unlinks itself as
+// soon as it runs, and ends by itself. A peer that is gone is noticed within
+// about 30 seconds. Weak algorithms are taken only by a host that knows no
+// others, and a warning names them. Passwords and passphrases are held for the
+// login alone (sudo's: until the agent has started) and are never logged.
 //
-// Not guaranteed. A connection that ends between creating the temporary
-// directory and starting the agent leaves that directory, with or without the
-// agent in it, in /tmp or its like, named doppel-agent.*; the next capture by
-// the same login removes those older than two hours. Of ssh_config, what needs
+// Not guaranteed. A head that loses its power, or kills the shell with a signal
+// that cannot be caught, in the seconds in which the agent is sent, keeps the
+// directory doppel-agent.* in /tmp or its like; the next capture by the same
+// login removes those older than two hours. A client that vanishes without a
+// word keeps what it started until sshd notices (ClientAliveInterval, or TCP),
+// but the agent not longer than a minute or two. Of ssh_config, what needs
 // programs to be run is not carried out: Match exec never matches, and
 // ProxyCommand is refused in words. StrictHostKeyChecking no is taken for
 // accept-new. Compression, forwarding and multiplexing mean nothing here.

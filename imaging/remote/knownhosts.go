@@ -195,7 +195,7 @@ func (nobodysKey) Verify([]byte, *ssh.Signature) error { return errors.New("no k
 // known one would look like a change. A certificate authority for the host
 // puts certificates first.
 func (t *trust) algorithms(address string, remote net.Addr) []string {
-	all := ssh.SupportedAlgorithms().HostKeys
+	all := append(ssh.SupportedAlgorithms().HostKeys, weakKeys[:]...)
 	var e *knownhosts.KeyError
 	if !errors.As(t.check(address, remote, nobodysKey{}), &e) {
 		return all
@@ -222,10 +222,10 @@ func (t *trust) algorithms(address string, remote net.Addr) []string {
 }
 
 // algorithmsOf lists the signature algorithms of a key type: RSA keys sign
-// with SHA-2 nowadays (RFC 8332); SHA-1 is no longer offered.
+// with SHA-2 nowadays (RFC 8332), and with SHA-1 on hosts older than that.
 func algorithmsOf(keyType string) []string {
 	if keyType == ssh.KeyAlgoRSA {
-		return []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256}
+		return []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSA}
 	}
 	return []string{keyType}
 }

@@ -25,7 +25,9 @@ type login struct {
 	signers []ssh.Signer
 	allowed []string
 	tried   []string
-	fault   error // why something that would have been let in could not be used
+	weak    []string // algorithms in use
+	sha1    bool     // the host signs with SHA-1
+	fault   error    // why something that would have been let in could not be used
 }
 
 // methods lists the ways in, in ssh's order of preference.
@@ -43,6 +45,8 @@ func (l *login) methods() []ssh.AuthMethod {
 // watch notes what the server takes; it leaves the choice to the library.
 func (l *login) watch(c *ssh.ClientAuthContext) (ssh.AuthMethod, error) {
 	l.allowed = slices.Clone(c.AllowedMethods)
+	l.weak = weaknesses(c.Algorithms)
+	l.sha1 = c.Algorithms.HostKey == ssh.KeyAlgoRSA || c.Algorithms.HostKey == ssh.CertAlgoRSAv01
 	return nil, l.stop()
 }
 
@@ -77,7 +81,12 @@ func (l *login) load() error {
 	return nil
 }
 
-func (l *login) keys() ([]ssh.Signer, error) { return l.signers, nil }
+func (l *login) keys() ([]ssh.Signer, error) {
+	if l.sha1 {
+		return again(l.signers), nil
+	}
+	return l.signers, nil
+}
 
 // failed notes why a way in could not be used: the first time, or that the
 // user broke off.
@@ -119,6 +128,9 @@ func (n *noted) PublicKey() ssh.PublicKey {
 }
 
 func (n *noted) SignWithAlgorithm(rand io.Reader, data []byte, algorithm string) (*ssh.Signature, error) {
+	if algorithm == ssh.KeyAlgoRSA {
+		n.login.weak = append(n.login.weak, algorithm+" for the login's key")
+	}
 	var sig *ssh.Signature
 	var err error
 	if s, ok := n.Signer.(ssh.AlgorithmSigner); ok {

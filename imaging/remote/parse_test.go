@@ -1,6 +1,8 @@
 package remote
 
 import (
+	"bufio"
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -200,4 +202,26 @@ func TestShellQuote(t *testing.T) {
 			t.Errorf("%q: %s", in, got)
 		}
 	}
+}
+
+func FuzzDeliveryAnswers(f *testing.F) {
+	f.Add([]byte("hello\nbash: " + marker + answerSend + "\n" + marker + answerReady + "\n"))
+	f.Add([]byte(marker + answerUnfit + " 2 /tmp: No space left on device\n"))
+	f.Add([]byte(marker + answerUnfit + " -9 \x1b[2J\n" + marker + answerNone))
+	f.Fuzz(func(t *testing.T, out []byte) {
+		d := &delivery{conn: &Conn{host: &host{alias: "head"}}}
+		a := &agentSource{out: bufio.NewReader(bytes.NewReader(out))}
+		for {
+			answer, err := a.nextAnswer()
+			if err != nil {
+				return
+			}
+			if strings.Contains(answer, "\n") {
+				t.Errorf("an answer of two lines: %q", answer)
+			}
+			if err = d.refused(answer); err == nil || strings.ContainsAny(err.Error(), "\x1b\x00") {
+				t.Errorf("%q gives %v", answer, err)
+			}
+		}
+	})
 }

@@ -312,7 +312,8 @@ func TestOddHeads(t *testing.T) {
 		{"no commands", "This service allows sftp connections only.", "sftp connections only", 1},
 		{"nonsense", marker + "x", "makes no sense", 0},
 		{"no user", marker + "Linux x86_64 me", "names no user", 0},
-		{"lying directory", marker + "Linux x86_64 0", "makes no sense", 0},
+		{"no sense", marker + "Linux x86_64 0", "makes no sense", 0},
+		{"no shell", marker + "Linux x86_64 0 ", "status 9: no such program", 9},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			target := execPeer(t, func(command string, ch ssh.Channel) uint32 {
@@ -320,7 +321,10 @@ func TestOddHeads(t *testing.T) {
 				case strings.Contains(command, "uname"):
 					io.WriteString(ch, c.uname+"\n")
 				case strings.Contains(command, "mkdir"):
-					io.WriteString(ch, marker+"1 /etc; rm -rf /\n")
+					if c.status == 0 {
+						io.WriteString(ch, marker+"unfit x\n")
+					}
+					io.WriteString(ch.Stderr(), "no such program")
 				}
 				return c.status
 			})
@@ -334,6 +338,7 @@ func TestOddHeads(t *testing.T) {
 
 // An agent of a head that lies gives an error, and no agent.
 func TestLyingHead(t *testing.T) {
+	size := agentSize(t)
 	for name, says := range map[string]string{
 		"nothing":  "",
 		"chatter":  "bash: warning\n",
@@ -346,13 +351,10 @@ func TestLyingHead(t *testing.T) {
 				switch {
 				case strings.Contains(command, "uname"):
 					io.WriteString(ch, marker+"Linux x86_64 0\n")
-				case strings.Contains(command, "mkdir"):
-					_, after, _ := strings.Cut(command, `d="$p/`)
-					dir, _, _ := strings.Cut(after, `"`)
-					io.WriteString(ch, marker+"1 /tmp/"+dir+"\n")
-				case strings.Contains(command, "cat >"):
-					io.Copy(io.Discard, ch)
 				case strings.Contains(command, "capture"):
+					io.WriteString(ch, marker+answerSend+"\n")
+					io.CopyN(io.Discard, ch, size)
+					io.WriteString(ch, marker+answerReady+"\n")
 					io.WriteString(ch, says)
 					io.WriteString(ch.Stderr(), "its last words")
 					if name == "imposter" {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"strconv"
 	"strings"
 )
@@ -102,47 +101,4 @@ func (m *machine) suits(host string) error {
 		}
 	}
 	return nil
-}
-
-// places are where the agent may go, best first: what is emptied at boot, then
-// what is not.
-var places = [...]string{"/tmp", "/var/tmp", "/dev/shm", "$HOME"}
-
-// leftover is how old, in minutes, a directory of a capture that was cut off
-// must be for the next one to remove it.
-const leftover = 120
-
-// makeDir makes a private directory called name in the first of the places
-// where programs may be run, and gives its path; empty when there is none. On
-// the way it removes what captures that lost their connection left behind.
-func (c *Conn) makeDir(ctx context.Context, from int, name string) (dir string, next int, err error) {
-	var quoted []string
-	for _, p := range places[from:] {
-		quoted = append(quoted, `"`+p+`"`)
-	}
-	out, err := c.run(ctx, script(
-		`umask 077`,
-		`n=`+strconv.Itoa(from),
-		`for p in `+strings.Join(quoted, " ")+`; do n=$((n+1))`,
-		`find "$p" -maxdepth 1 -type d -name "`+dirPrefix+`*" -user "$(id -u)" -mmin +`+strconv.Itoa(leftover)+` -exec rm -rf {} + 2>/dev/null`,
-		`d="$p/`+name+`"`,
-		`mkdir -m 700 "$d" 2>/dev/null || continue`,
-		// noexec shows with any program: ask with one that costs nothing.
-		`{ printf "#%s/bin/sh\nexit 0\n" "$(printf "\041")" >"$d/try" && chmod 700 "$d/try" && "$d/try"; } 2>/dev/null && rm "$d/try" && { echo "`+marker+`$n $d"; exit 0; }`,
-		`rm -rf "$d"`,
-		`done`,
-		`echo "`+marker+`0"`), nil)
-	if err != nil {
-		return "", 0, fmt.Errorf("make a temporary directory: %w", err)
-	}
-	found := answers(out)
-	if len(found) == 0 {
-		return "", 0, fmt.Errorf("make a temporary directory on %s: no answer", c.host.alias)
-	}
-	number, dir, _ := strings.Cut(found[len(found)-1], " ")
-	next, err = strconv.Atoi(number)
-	if err != nil || next < 0 || next > len(places) || dir != "" && (!path.IsAbs(dir) || path.Base(dir) != name) {
-		return "", 0, fmt.Errorf("make a temporary directory on %s: the answer %q makes no sense", c.host.alias, printable(found[len(found)-1]))
-	}
-	return dir, next, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 // grace is how long the far end has to end a session that is being given up.
@@ -183,6 +184,9 @@ func (s *session) result() error {
 	switch {
 	case s.signal != "":
 		return fmt.Errorf("killed by SIG%s", printable(s.signal))
+	case s.status > 128 && unix.SignalName(unix.Signal(s.status-128)) != "":
+		// A shell says so of what it ran.
+		return fmt.Errorf("exit status %d (%s)", s.status, unix.SignalName(unix.Signal(s.status-128)))
 	case s.status > 0:
 		return fmt.Errorf("exit status %d", s.status)
 	case s.status < 0:

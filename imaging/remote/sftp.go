@@ -24,6 +24,7 @@ func (e *noSFTPError) Unwrap() error { return e.err }
 type sftpClient struct {
 	*sftp.Client
 	session *session
+	guard   *sftpGuard
 }
 
 // openSFTP starts the SFTP subsystem in a session of its own, which ends with
@@ -34,11 +35,12 @@ func (c *Conn) openSFTP(ctx context.Context) (*sftpClient, error) {
 		return nil, err
 	}
 	var client *sftp.Client
+	guard := &sftpGuard{r: s, most: maxSFTPListing}
 	if err = s.request("subsystem", "sftp"); err == nil {
-		client, err = sftp.NewClientPipe(s, input{s}, sftp.UseConcurrentWrites(true))
+		client, err = sftp.NewClientPipe(guard, input{s})
 	}
 	if err == nil {
-		return &sftpClient{Client: client, session: s}, nil
+		return &sftpClient{Client: client, session: s, guard: guard}, nil
 	}
 	s.release()
 	switch {

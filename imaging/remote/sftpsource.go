@@ -11,6 +11,8 @@ import (
 	"path"
 	"strings"
 
+	"github.com/pkg/sftp"
+
 	"doppel/imaging"
 )
 
@@ -54,6 +56,12 @@ func (s *sftpSource) during(ctx context.Context, what string, op func() error) e
 		return context.Cause(ctx)
 	case s.conn.Err() != nil, s.ended() && s.conn.waitEnd(grace/10):
 		return s.conn.lost(what)
+	case errors.Is(err, sftp.ErrSSHFxConnectionLost):
+		// So the library also calls an answer that makes no sense.
+		if why := s.client.Wait(); why != nil && !errors.Is(why, io.EOF) && !errors.Is(why, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("the SFTP server of %s makes no sense: %w", s.conn.host.alias, why)
+		}
+		return fmt.Errorf("SFTP on %s ended while %s: %w", s.conn.host.alias, what, err)
 	case s.ended():
 		return fmt.Errorf("SFTP on %s ended while %s: %w", s.conn.host.alias, what, err)
 	}
@@ -172,7 +180,9 @@ func elfArch(head []byte) string {
 	return ""
 }
 
-// Scan implements imaging.Source.
+// Scan implements imaging.Source. The limit of the rate is kept for the contents
+// of files, which come over the wire as they are; that of the CPU means nothing:
+// sshd's sftp server works for as much as is asked of it.
 func (s *sftpSource) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging.Sink) error {
 	return s.during(ctx, "capturing", func() error {
 		root := path.Clean("/" + req.Root)
@@ -182,7 +192,11 @@ func (s *sftpSource) Scan(ctx context.Context, req imaging.ScanRequest, sink ima
 		if err := sink.Note(ctx, imaging.Note{Path: ".", Kind: imaging.NoteLost, Detail: sftpLoses}); err != nil {
 			return err
 		}
-		return imaging.ScanTree(ctx, &sftpTree{client: s.client, root: root}, req, sink)
+		tree := &sftpTree{client: s.client, root: root}
+		if req.Limits.Rate > 0 {
+			tree.pace = imaging.NewPace(float64(req.Limits.Rate))
+		}
+		return imaging.ScanTree(ctx, tree, req, sink)
 	})
 }
 

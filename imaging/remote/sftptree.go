@@ -24,6 +24,7 @@ import (
 type sftpTree struct {
 	client *sftpClient
 	root   string
+	pace   *imaging.Pace // of reading files
 }
 
 // sftpLoses is what no attribute of SFTP version 3, the one that OpenSSH
@@ -90,6 +91,7 @@ type sftpDir struct {
 func (d *sftpDir) Close() error { return nil }
 
 func (d *sftpDir) Names(ctx context.Context) ([]string, error) {
+	d.tree.client.guard.listing.Store(0)
 	infos, err := d.tree.client.ReadDirContext(ctx, d.path)
 	if err != nil {
 		return nil, err
@@ -195,6 +197,9 @@ func (d *sftpDir) Dir(ctx context.Context, name string) (imaging.Dir, error) {
 	if !info.IsDir() {
 		return nil, fmt.Errorf("%w: it is no longer a directory", fs.ErrNotExist)
 	}
+	if len(d.path) > maxSFTPPath {
+		return nil, fmt.Errorf("the host lists directories within directories without end: %.100q…", d.path)
+	}
 	return &sftpDir{tree: d.tree, path: d.at(name)}, nil
 }
 
@@ -211,11 +216,22 @@ func (d *sftpDir) Open(ctx context.Context, name string) (imaging.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sftpFile{f}, nil
+	return &sftpFile{f, ctx, d.tree.pace}, nil
 }
 
 // sftpFile is an open file.
-type sftpFile struct{ *sftp.File }
+type sftpFile struct {
+	*sftp.File
+	ctx  context.Context // of the scan that opened it
+	pace *imaging.Pace
+}
+
+func (f *sftpFile) ReadAt(b []byte, off int64) (int, error) {
+	if err := f.pace.Spend(f.ctx, int64(len(b))); err != nil {
+		return 0, err
+	}
+	return f.File.ReadAt(b, off)
+}
 
 func (f *sftpFile) Stat(ctx context.Context) (imaging.Node, error) {
 	info, err := f.File.Stat()

@@ -82,6 +82,7 @@ type headSpec struct {
 	config []string // lines of sshd_config, which come first
 	mounts []string // commands before sshd starts, in the namespace
 	noSFTP bool
+	rsa    bool              // the host's key, in place of Ed25519
 	files  map[string]string // to copy into /srv
 }
 
@@ -149,9 +150,13 @@ func startHead(t *testing.T, spec headSpec, authorized ...ssh.PublicKey) *headSe
 			t.Fatal(err)
 		}
 	}
-	signer, private := newKey(t)
-	h.key = signer
-	writeKey(t, filepath.Join(h.dir, "host_key"), private, "")
+	if spec.rsa {
+		h.key = newRSA(t, filepath.Join(h.dir, "host_key"))
+	} else {
+		signer, private := newKey(t)
+		h.key = signer
+		writeKey(t, filepath.Join(h.dir, "host_key"), private, "")
+	}
 	var keys strings.Builder
 	for _, k := range authorized {
 		keys.Write(ssh.MarshalAuthorizedKey(k))
@@ -286,6 +291,9 @@ func (h *headServer) inside(path string) string {
 // puts them, or a process.
 func (h *headServer) mustBeClean() {
 	h.t.Helper()
+	for _, pid := range h.strays() {
+		h.waitGone(pid)
+	}
 	for _, dir := range []string{"/tmp", "/var/tmp", "/dev/shm", "/srv/home/alice", "/srv/home/bob", "/root"} {
 		list, err := os.ReadDir(h.inside(dir))
 		if err != nil {
@@ -297,21 +305,39 @@ func (h *headServer) mustBeClean() {
 			}
 		}
 	}
-	for _, pid := range h.agents() {
-		h.waitGone(pid)
+}
+
+// strays finds what runs in the head's namespace besides sshd.
+func (h *headServer) strays() (pids []int) {
+	for _, pid := range h.members() {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if exe != "" && !strings.Contains(exe, "/sshd") {
+			pids = append(pids, pid)
+		}
 	}
+	return pids
 }
 
 // agents finds the agents that run in the head's namespace.
 func (h *headServer) agents() (pids []int) {
+	for _, pid := range h.members() {
+		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if strings.Contains(exe, agentFile) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// members are the processes in the head's namespace.
+func (h *headServer) members() (pids []int) {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.cmd.Process.Pid))
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	for _, pid := range processes(h.t) {
 		ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if ns == own && strings.Contains(exe, agentFile) {
+		if ns == own {
 			pids = append(pids, pid)
 		}
 	}

@@ -7,34 +7,37 @@ import (
 	"strings"
 )
 
-// command gives the command line that runs file as root, and the password
-// that sudo reads first, if it wants one.
-func (d *delivery) command(ctx context.Context, file string) (command, password string, err error) {
-	quoted := shellQuote(file)
+// sudo is how a login becomes root: what stands in front of a command line,
+// and the password that sudo reads first, if it wants one.
+type sudo struct{ prefix, password string }
+
+// become finds out how to become root; test is a command line that does
+// nothing.
+func (d *delivery) become(ctx context.Context, test string) (sudo, error) {
 	if d.root {
-		return quoted, "", nil
+		return sudo{}, nil
 	}
-	free := "sudo -n -- " + quoted
-	_, err = d.conn.run(ctx, "LC_ALL=C "+free+" version", nil)
+	free := "sudo -n -- "
+	_, err := d.conn.run(ctx, script("LC_ALL=C "+free+test), nil)
 	var status *CommandError
 	switch {
 	case err == nil:
-		return free, "", nil
+		return sudo{prefix: free}, nil
 	case !errors.As(err, &status):
-		return "", "", err
+		return sudo{}, err
 	case !strings.Contains(status.Stderr, "password"):
-		return "", "", d.noSudo(status)
+		return sudo{}, d.noSudo(status)
 	case d.options.Prompt == nil:
-		return "", "", &remedied{
+		return sudo{}, &remedied{
 			fmt.Errorf("%w: sudo on %s wants %s's password, and nobody is there to be asked", ErrNotRoot, d.conn.host.alias, d.conn.host.user),
 			"run doppel on a terminal, log in as root, or allow it in sudoers without a password (NOPASSWD)",
 		}
 	}
 	// -k: sudo must want the password whether or not it remembers one, else
 	// the line would go to the agent.
-	asking := `sudo -k -S -p "" -- ` + quoted
-	password, err = d.askPassword(ctx, asking+" version")
-	return asking, password, err
+	asking := `sudo -k -S -p "" -- `
+	password, err := d.askPassword(ctx, script(asking+test))
+	return sudo{prefix: asking, password: password}, err
 }
 
 // askPassword asks until sudo takes the password.

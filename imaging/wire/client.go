@@ -198,6 +198,9 @@ func (c *Client) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging
 	if len(req.Exclude) > maxExcludes {
 		return fmt.Errorf("%d exclusions are more than the protocol carries (%d)", len(req.Exclude), maxExcludes)
 	}
+	if req.Limits.Rate < 0 || req.Limits.CPU < 0 || req.Limits.CPU > maxCPU {
+		return fmt.Errorf("limits of %d bytes a second and %d %% of a core are out of range", req.Limits.Rate, req.Limits.CPU)
+	}
 	return c.during(ctx, func(ctx context.Context) error {
 		if err := c.send(kindScan, encodeScan(req)); err != nil {
 			return err

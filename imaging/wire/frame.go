@@ -73,6 +73,7 @@ const (
 	maxXattrName  = 255                 // XATTR_NAME_MAX
 	maxXattrValue = 64 << 10            // XATTR_SIZE_MAX
 	maxExcludes   = 1 << 12             //
+	maxCPU        = 1 << 20             // percent of one core
 	maxControl    = 8 << 20             // bytes of a frame that is no block
 	flushEntries  = 256 << 10           // bytes of entries gathered into one frame
 	maxCached     = 1 << 20             // answers "cached" that no entry made use of yet

@@ -219,6 +219,7 @@ func TestLyingClient(t *testing.T) {
 		"exclusions":         append(append([]byte(magic), hello...), frame(kindScan, raw("/", 4000)...)...),
 		"two at once":        append(append([]byte(magic), hello...), append(frame(kindScan, encodeScan(imaging.ScanRequest{})...), frame(kindScan, encodeScan(imaging.ScanRequest{})...)...)...),
 		"neither yes nor no": append(append([]byte(magic), hello...), frame(kindScan, raw("/", 0, byte(2))...)...),
+		"CPUs of a planet":   append(append([]byte(magic), hello...), frame(kindScan, raw("/", 0, byte(1), 0, maxCPU+1)...)...),
 	} {
 		t.Run(name, func(t *testing.T) {
 			source := &fakeSource{scan: func(ctx context.Context, _ imaging.ScanRequest, _ imaging.Sink) error {
@@ -296,7 +297,7 @@ func FuzzServe(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(frame(kindPing))
 	f.Add(frame(kindDescribe, encodeDescribe("/")...))
-	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
+	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		hello := append([]byte(magic), frame(kindHello, Hello{Version: Version}.encode()...)...)
 		Serve(t.Context(), bytes.NewReader(append(hello, stream...)), io.Discard, &fakeSource{

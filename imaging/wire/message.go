@@ -38,10 +38,11 @@ func encodeScan(r imaging.ScanRequest) []byte {
 	for _, glob := range r.Exclude {
 		b = putString(b, glob)
 	}
+	one := byte(0)
 	if r.OneFileSystem {
-		return append(b, 1)
+		one = 1
 	}
-	return append(b, 0)
+	return putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
 }
 
 func decodeScan(p []byte) (imaging.ScanRequest, error) {
@@ -54,6 +55,8 @@ func decodeScan(p []byte) (imaging.ScanRequest, error) {
 		}
 	}
 	r.OneFileSystem = d.flag("one file system")
+	r.Limits.Rate = d.length("the limit of the rate")
+	r.Limits.CPU = int(d.uint(maxCPU, "the limit of the CPU"))
 	return r, d.finish()
 }
 

@@ -22,7 +22,8 @@ import (
 func Serve(ctx context.Context, r io.Reader, w io.Writer, source imaging.Source, self Hello) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	a := &agent{source: source, cancel: cancel, w: newFrameWriter(w), waiting: map[uint64]chan []bool{}}
+	out := &pacedWriter{ctx: ctx, w: w}
+	a := &agent{source: source, cancel: cancel, out: out, w: newFrameWriter(out), waiting: map[uint64]chan []bool{}}
 	unblock := context.AfterFunc(ctx, func() {
 		for _, end := range []any{r, w} {
 			if c, ok := end.(io.Closer); ok {
@@ -57,8 +58,9 @@ type agent struct {
 	cancel  context.CancelCauseFunc
 	running sync.WaitGroup // the operation
 
-	mu sync.Mutex // of w and of the entries gathered
-	w  *frameWriter
+	mu  sync.Mutex // of w and of the entries gathered
+	w   *frameWriter
+	out *pacedWriter
 
 	waitMu  sync.Mutex
 	last    uint64
@@ -163,6 +165,12 @@ func (a *agent) describe(ctx context.Context, root string) error {
 }
 
 func (a *agent) scan(ctx context.Context, req imaging.ScanRequest) error {
+	// The rate is that of the wire, so it is kept here and not by the source.
+	if req.Limits.Rate > 0 {
+		a.out.pace.Store(imaging.NewPace(float64(req.Limits.Rate)))
+		defer a.out.pace.Store(nil)
+		req.Limits.Rate = 0
+	}
 	return a.source.Scan(ctx, req, &agentSink{agent: a, ctx: ctx})
 }
 

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"doppel/imaging"
 	"doppel/imaging/store"
@@ -180,7 +181,7 @@ func TestScanCarriesEverything(t *testing.T) {
 	entries, stamps := allKinds()
 	block := store.Block{Audience: store.Head, Codec: store.Raw, Chunks: []store.Chunk{chunk("one"), chunk("two")}, Data: []byte("onetwo")}
 	note := imaging.Note{Path: "log", Kind: imaging.NoteUnstable, Detail: "changed\nthree times"}
-	want := imaging.ScanRequest{Root: "/srv/x", Exclude: []string{"*.o", "a/b"}, OneFileSystem: true}
+	want := imaging.ScanRequest{Root: "/srv/x", Exclude: []string{"*.o", "a/b"}, OneFileSystem: true, Limits: imaging.Limits{CPU: 250}}
 	var got imaging.ScanRequest
 	l := connect(t, &fakeSource{scan: func(ctx context.Context, req imaging.ScanRequest, sink imaging.Sink) error {
 		got = req
@@ -456,4 +457,31 @@ func TestQuestionsPassBlocks(t *testing.T) {
 	if err := l.client.Scan(t.Context(), imaging.ScanRequest{}, sink); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// What the agent sends keeps to the rate that the client asked for, and the
+// source never hears of it; when the scan is done the rate is no more.
+func TestRateOfTheWire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate = 1 << 20
+		noise := make([]byte, 3<<20)
+		block := store.Block{Audience: store.Cluster, Codec: store.Raw, Chunks: []store.Chunk{{ID: store.Sum(noise), Size: uint32(len(noise))}}, Data: noise}
+		l := connect(t, &fakeSource{scan: func(ctx context.Context, req imaging.ScanRequest, s imaging.Sink) error {
+			if req.Limits != (imaging.Limits{CPU: 70}) {
+				t.Errorf("the source is asked for %+v", req.Limits)
+			}
+			return s.Block(ctx, block)
+		}})
+		for limit, want := range map[int64]time.Duration{rate: 2900 * time.Millisecond, 0: 0} {
+			start := time.Now()
+			if err := l.client.Scan(t.Context(), imaging.ScanRequest{Limits: imaging.Limits{Rate: limit, CPU: 70}}, &memorySink{}); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); took < want || took > want+50*time.Millisecond {
+				t.Errorf("at %d bytes a second it took %v, not %v", limit, took, want)
+			}
+		}
+		l.client.Close()
+		<-l.served
+	})
 }
