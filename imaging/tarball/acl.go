@@ -124,6 +124,9 @@ func checkACL(list []aclEntry) error {
 	count := make(map[uint16]int)
 	for i, e := range list {
 		count[e.tag]++
+		if i > 0 && list[i-1].tag > e.tag || e.perm > 7 || e.tag == 0 || e.tag > aclOther || e.tag&(e.tag-1) != 0 {
+			return errors.New("it has an ACL whose entries make no sense")
+		}
 		if i > 0 && list[i-1].tag == e.tag && list[i-1].id == e.id {
 			return errors.New("it has an ACL with an entry twice")
 		}

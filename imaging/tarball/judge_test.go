@@ -3,6 +3,7 @@ package tarball
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -102,7 +103,7 @@ func changes(a, b *imaging.Manifest, leave ...string) []string {
 	var list []string
 	for _, d := range imaging.DiffManifests(a, b) {
 		if !slices.ContainsFunc(leave, func(p string) bool { return d.Path == p || strings.HasPrefix(d.Path, p+"/") }) {
-			list = append(list, d.Path+" "+strings.Join(d.What, ","))
+			list = append(list, fmt.Sprint(d.Path, " ", strings.Trim(fmt.Sprint(d.What), "[]")))
 		}
 	}
 	return list
@@ -151,8 +152,9 @@ func TestExportFidelity(t *testing.T) {
 		must(t, os.Mkdir(dir, 0o755))
 		unpack(t, "bsdtar", "--xattrs", "--acls", "--numeric-owner", "-xpf", file, "-C", dir)
 		got := changes(m, capture(t, c, dir, "bsd"), beyond...)
-		// Its own way with fractions of seconds before 1970.
-		got = slices.DeleteFunc(got, func(s string) bool { return strings.HasSuffix(s, " mtime") && before1970(m, s) })
+		// It has its own way with fractions of seconds before 1970, and never
+		// sets the time of the directory that it unpacks in.
+		got = slices.DeleteFunc(got, func(s string) bool { return s == ". mtime" || strings.HasSuffix(s, " mtime") && before1970(m, s) })
 		if len(got) > 0 {
 			t.Errorf("%d changes: %.2000q", len(got), got)
 		}
@@ -168,7 +170,7 @@ func before1970(m *imaging.Manifest, change string) bool {
 func unpack(t *testing.T, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	err := cmd.Run()
@@ -177,7 +179,8 @@ func unpack(t *testing.T, name string, args ...string) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(stderr.String()) {
-		if !strings.Contains(line, "deep/") && !strings.Contains(line, "links/top") && !strings.Contains(line, "previous errors") && !strings.Contains(line, "exit delayed") {
+		if !strings.Contains(line, "deep/") && !strings.Contains(line, "links/top") && !strings.Contains(line, "previous errors") && !strings.Contains(line, "exit delayed") &&
+			!strings.Contains(line, "converted from UTF-8") { // bsdtar, of names that are none, which it unpacks all the same
 			t.Errorf("%s says: %.300s", name, line)
 		}
 	}

@@ -130,6 +130,9 @@ func (t *tree) add(m *Member) (*inode, error) {
 	if m.Kind == imaging.HardLink {
 		return nil, t.link(path, m)
 	}
+	if err := t.attributes(path, m); err != nil {
+		return nil, err
+	}
 	ino := &inode{acl: m.acl, offset: m.Offset, entry: imaging.Entry{
 		Kind: m.Kind, Mode: m.Mode, UID: m.UID, GID: m.GID, MTime: m.MTime, Size: m.Size,
 		Extents: m.Extents, Major: m.Major, Minor: m.Minor, Xattrs: m.Xattrs,
@@ -151,6 +154,31 @@ func (t *tree) add(m *Member) (*inode, error) {
 		return ino, nil
 	}
 	return nil, nil
+}
+
+// attributes takes off what no file of the member's kind can have on Linux
+// (xattr(7)), as what was packed on another system may bring.
+func (t *tree) attributes(path string, m *Member) error {
+	file := m.Kind == imaging.Regular || m.Kind == imaging.Directory
+	var kept []imaging.Xattr
+	for _, x := range m.Xattrs {
+		space, _, _ := strings.Cut(x.Name, ".")
+		can := space == "trusted" || space == "security" || space == "system" || space == "user" && file
+		if x.Name == aclAccess || x.Name == aclDefault {
+			list, ok := decodeACL(x.Value)
+			if !ok || checkACL(list) != nil {
+				return errors.New("it has an ACL that no kernel would take")
+			}
+			can = x.Name == aclAccess && m.Kind != imaging.Symlink || m.Kind == imaging.Directory
+		}
+		if can {
+			kept = append(kept, x)
+		} else {
+			t.note(path, "a %v on Linux cannot have the extended attribute %q: it was left out", m.Kind, x.Name)
+		}
+	}
+	m.Xattrs = kept
+	return nil
 }
 
 // link takes a hard link.
