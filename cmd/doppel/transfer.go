@@ -86,6 +86,9 @@ func runImport(ctx context.Context, g *globals, name, from string, out io.Writer
 		},
 	})
 	p.finish()
+	if err != nil && ctx.Err() != nil {
+		return &hintError{err, "no image was changed; what has been read is kept, and not stored again by the same command"}
+	}
 	if err != nil {
 		return err
 	}

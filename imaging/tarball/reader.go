@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 
 	"doppel/imaging"
@@ -82,7 +83,7 @@ func NewReader(ctx context.Context, r io.Reader) *Reader {
 func (r *Reader) block(b []byte) error {
 	n, err := io.ReadFull(r.r, b)
 	r.at += int64(n)
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
 		return errCut
 	}
 	return err
@@ -107,8 +108,12 @@ func (r *Reader) Next() (*Member, error) {
 func (r *Reader) fault(name string, offset int64, err error) error {
 	var known *MemberError
 	var packed *CompressionError
-	if errors.As(err, &known) || errors.As(err, &packed) || r.ctx.Err() != nil {
+	var disk *fs.PathError
+	switch {
+	case errors.As(err, &known) || errors.As(err, &packed) || r.ctx.Err() != nil:
 		return err
+	case errors.As(err, &disk):
+		return fmt.Errorf("read the archive at byte %d: %w", offset, err)
 	}
 	return &MemberError{Name: name, Offset: offset, Err: err}
 }

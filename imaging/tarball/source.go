@@ -89,11 +89,13 @@ func (s *source) read(ctx context.Context) error {
 			return err
 		}
 		ino, err := s.tree.add(m)
-		if err == nil && ino != nil {
-			err = s.content(ctx, m, ino)
-		}
 		if err != nil {
 			return s.reader.fault(m.Name, m.Offset, err)
+		}
+		if ino != nil {
+			if err := s.content(ctx, m, ino); err != nil {
+				return err
+			}
 		}
 		s.total.Entries++
 		s.show(false)
@@ -113,7 +115,7 @@ func (s *source) content(ctx context.Context, m *Member, ino *inode) error {
 	s.chunker.Reset(s.reader)
 	path, _, err := cleanPath(m.Name)
 	if err != nil {
-		return err
+		return s.reader.fault(m.Name, m.Offset, err)
 	}
 	class, known := imaging.Classify(path)
 	if m.Size > 0 {
@@ -129,13 +131,13 @@ func (s *source) content(ctx context.Context, m *Member, ino *inode) error {
 		if err == io.EOF {
 			return nil
 		}
+		if err == nil {
+			err = s.tree.spend(40)
+		}
 		if err != nil {
-			return err
+			return s.reader.fault(m.Name, m.Offset, err)
 		}
 		chunk := store.Chunk{ID: store.Sum(b), Size: uint32(len(b))}
-		if err := s.tree.spend(40); err != nil {
-			return err
-		}
 		ino.entry.Chunks = append(ino.entry.Chunks, chunk)
 		if err := s.in.take(ctx, store.Ref{Audience: class.Audience(), ID: chunk.ID}, b); err != nil {
 			return err
