@@ -135,11 +135,17 @@ func (k *capture) run(ctx context.Context) (*CaptureReport, error) {
 		k.o.Log.Warn("a pack is damaged; what it held is captured again", "pack", f.Pack.String(), "error", f.Err)
 	}
 	facts, layout, err := k.src.Describe(ctx, k.o.Root)
-	if err != nil {
+	late := errors.Is(err, ErrScanFirst)
+	if err != nil && !late {
 		return nil, fmt.Errorf("describe the host: %w", err)
 	}
 	if err := k.scan(ctx, vault); err != nil {
 		return nil, err
+	}
+	if late {
+		if facts, layout, err = k.src.Describe(ctx, k.o.Root); err != nil {
+			return nil, fmt.Errorf("describe the host: %w", err)
+		}
 	}
 	list, err := k.sink.list.Done()
 	if err != nil {

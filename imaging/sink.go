@@ -69,6 +69,16 @@ func (s *captureSink) Block(ctx context.Context, b store.Block) error {
 	return nil
 }
 
+// Recall reads a chunk, after making durable what is on its way into a pack.
+func (s *captureSink) Recall(ctx context.Context, ref store.Ref) ([]byte, error) {
+	if !s.vault.Has(ref) {
+		if err := s.writer.Commit(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return s.vault.Chunk(ctx, ref)
+}
+
 func (s *captureSink) Entries(ctx context.Context, entries []Entry, stamps []Stamp) error {
 	if len(entries) != len(stamps) {
 		return fmt.Errorf("%d entries came with %d stamps", len(entries), len(stamps))

@@ -2,6 +2,7 @@ package imaging
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"doppel/imaging/store"
@@ -11,12 +12,22 @@ import (
 // agent over SSH, a host with SFTP alone. A Source is used by one capture and
 // closed.
 type Source interface {
-	// Describe tells what the host is and how its disks are laid out.
+	// Describe tells what the host is and how its disks are laid out. A source
+	// that knows it only from what it scans says ErrScanFirst before.
 	Describe(ctx context.Context, root string) (Facts, *Layout, error)
 	// Scan walks the tree, reads what sink asks for, and gives everything to
 	// sink. Entries come in canonical order (see Sort).
 	Scan(ctx context.Context, req ScanRequest, sink Sink) error
 	io.Closer
+}
+
+// ErrScanFirst says that a Source can be described only when it was scanned.
+var ErrScanFirst = errors.New("what was not scanned yet cannot be described")
+
+// Recaller is a Sink that gives back, at any time during a scan, a chunk that it
+// was not missing or that Block has taken.
+type Recaller interface {
+	Recall(ctx context.Context, ref store.Ref) ([]byte, error)
 }
 
 // ScanRequest says what to walk.

@@ -25,7 +25,8 @@ unambiguous beginning of a digest.`,
   doppel image files head@latest etc`,
 	}
 	c.AddCommand(newImageLs(g), newImageShow(g), newImageFiles(g), newImageCat(g), newImageDiff(g),
-		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g))
+		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g),
+		newImageImport(g), newImageExport(g))
 	group(c)
 	return c
 }
