@@ -18,13 +18,19 @@ import (
 // CatalogOptions are what a Catalog may be told.
 type CatalogOptions struct {
 	Log *slog.Logger // nil: silent
+
+	// Readers tells who reads the store otherwise than under Reading, machines
+	// that are being installed say; "" is nobody. It is asked before anything
+	// is deleted. Nil: nobody.
+	Readers func(ctx context.Context) (who string, err error)
 }
 
 // Catalog is the images of one state directory: names over a store. Any number
 // of processes may use it at once.
 type Catalog struct {
-	dir string
-	log *slog.Logger
+	dir     string
+	log     *slog.Logger
+	readers func(ctx context.Context) (string, error)
 }
 
 // OpenCatalog opens the catalog of the state directory dir. Nothing is made
@@ -39,7 +45,7 @@ func OpenCatalog(dir string, o CatalogOptions) (*Catalog, error) {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	return &Catalog{dir: abs, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler))}, nil
+	return &Catalog{dir: abs, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), readers: o.Readers}, nil
 }
 
 // Dir is the state directory.
