@@ -66,7 +66,7 @@ func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn f
 	if err != nil {
 		return err
 	}
-	release, err := st.LockShared(ctx)
+	release, err := st.LockReading(ctx)
 	if err != nil {
 		return err
 	}

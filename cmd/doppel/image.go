@@ -25,7 +25,7 @@ unambiguous beginning of a digest.`,
   doppel image files head@latest etc`,
 	}
 	c.AddCommand(newImageLs(g), newImageShow(g), newImageFiles(g), newImageCat(g), newImageDiff(g),
-		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g))
+		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g), newImagePrune(g))
 	group(c)
 	return c
 }
@@ -42,7 +42,10 @@ func (g *globals) open(ctx context.Context, ref string) (*imaging.Catalog, imagi
 
 // catalog opens the images of the state directory.
 func (g *globals) catalog() (*imaging.Catalog, error) {
-	return imaging.OpenCatalog(g.state, imaging.CatalogOptions{Log: newLog(os.Stderr)})
+	return imaging.OpenCatalog(g.state, imaging.CatalogOptions{
+		Log:     newLog(os.Stderr),
+		Readers: func(ctx context.Context) (string, error) { return installing(ctx, g) },
+	})
 }
 
 // manifest opens a version with its manifest.
@@ -53,6 +56,22 @@ func (g *globals) manifest(ctx context.Context, ref string) (*imaging.Catalog, i
 	}
 	m, err := c.Manifest(ctx, v)
 	return c, v, m, err
+}
+
+// reading opens a version with its manifest, and keeps what it needs from being
+// deleted until it is released.
+func (g *globals) reading(ctx context.Context, ref string) (c *imaging.Catalog, v imaging.Version, m *imaging.Manifest, release func(), err error) {
+	if c, v, err = g.open(ctx, ref); err != nil {
+		return c, v, nil, nil, err
+	}
+	if release, err = c.Reading(ctx); err != nil {
+		return c, v, nil, nil, err
+	}
+	if m, err = c.Manifest(ctx, v); err != nil {
+		release()
+		return c, v, nil, nil, err
+	}
+	return c, v, m, release, nil
 }
 
 func newImageLs(g *globals) *cobra.Command {
