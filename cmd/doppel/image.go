@@ -61,13 +61,18 @@ func (g *globals) manifest(ctx context.Context, ref string) (*imaging.Catalog, i
 // reading opens a version with its manifest, and keeps what it needs from being
 // deleted until it is released.
 func (g *globals) reading(ctx context.Context, ref string) (c *imaging.Catalog, v imaging.Version, m *imaging.Manifest, release func(), err error) {
-	if c, v, err = g.open(ctx, ref); err != nil {
+	if c, err = g.catalog(); err != nil {
 		return c, v, nil, nil, err
 	}
-	if release, err = c.Reading(ctx); err != nil {
+	if release, err = c.Reading(ctx); errors.Is(err, imaging.ErrNoState) {
+		release = func() {} // that there is no such image says more
+	} else if err != nil {
 		return c, v, nil, nil, err
 	}
-	if m, err = c.Manifest(ctx, v); err != nil {
+	if v, err = c.Resolve(ctx, ref); err == nil {
+		m, err = c.Manifest(ctx, v)
+	}
+	if err != nil {
 		release()
 		return c, v, nil, nil, err
 	}
