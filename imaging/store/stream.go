@@ -185,6 +185,21 @@ func (v *Vault) fetch(ctx context.Context, f fetch, bufs *buffers, fn func(Ref, 
 // readBlock reads a block from where r stands, opens and decodes it.
 func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error) {
 	b := p.blocks[number]
+	data, err := p.openBlock(r, number, bufs)
+	if err != nil || b.codec == Raw { // data lies in the worker's own buffer
+		return data, err
+	}
+	bufs.plain = slices.Grow(bufs.plain[:0], int(b.plain))
+	plain, err := decode(b.codec, data, bufs.plain, int(b.plain))
+	if err != nil {
+		return nil, p.corruptBlock("block %d does not decode: %v", number, err)
+	}
+	return plain, nil
+}
+
+// openBlock reads a block from where r stands and opens its seal.
+func (p *pack) openBlock(r io.Reader, number int, bufs *buffers) ([]byte, error) {
+	b := p.blocks[number]
 	bufs.sealed = slices.Grow(bufs.sealed[:0], int(b.sealed))[:b.sealed]
 	if _, err := io.ReadFull(r, bufs.sealed); err != nil {
 		return nil, p.readError(err)
@@ -193,15 +208,7 @@ func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error)
 	if err != nil {
 		return nil, p.corruptBlock("block %d does not open: some of its bytes have changed", number)
 	}
-	if b.codec == Raw { // data lies in the worker's own buffer
-		return data, nil
-	}
-	bufs.plain = slices.Grow(bufs.plain[:0], int(b.plain))
-	plain, err := decode(b.codec, data, bufs.plain, int(b.plain))
-	if err != nil {
-		return nil, p.corruptBlock("block %d does not decode: %v", number, err)
-	}
-	return plain, nil
+	return data, nil
 }
 
 func (p *pack) corruptBlock(format string, a ...any) error {
