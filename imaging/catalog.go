@@ -18,13 +18,19 @@ import (
 // CatalogOptions are what a Catalog may be told.
 type CatalogOptions struct {
 	Log *slog.Logger // nil: silent
+
+	// Readers tells who reads the store otherwise than under Reading, machines
+	// that are being installed say; "" is nobody. It is asked before anything
+	// is deleted. Nil: nobody.
+	Readers func(ctx context.Context) (who string, err error)
 }
 
 // Catalog is the images of one state directory: names over a store. Any number
 // of processes may use it at once.
 type Catalog struct {
-	dir string
-	log *slog.Logger
+	dir     string
+	log     *slog.Logger
+	readers func(ctx context.Context) (string, error)
 }
 
 // OpenCatalog opens the catalog of the state directory dir. Nothing is made
@@ -39,7 +45,7 @@ func OpenCatalog(dir string, o CatalogOptions) (*Catalog, error) {
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open the state directory: %w", err)
 	}
-	return &Catalog{dir: abs, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler))}, nil
+	return &Catalog{dir: abs, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), readers: o.Readers}, nil
 }
 
 // Dir is the state directory.
@@ -59,28 +65,6 @@ func (c *Catalog) Vault(ctx context.Context) (*store.Vault, error) {
 	return store.OpenVault(ctx, st, keys, nil)
 }
 
-func (c *Catalog) namesDir() string            { return filepath.Join(c.dir, "store", "names") }
-func (c *Catalog) namePath(name string) string { return filepath.Join(c.namesDir(), name) }
-
-// names lists the images there are.
-func (c *Catalog) names() ([]string, error) {
-	entries, err := os.ReadDir(c.namesDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
-	}
-	var names []string
-	for _, e := range entries {
-		// What is being written has a name with a dot in front.
-		if CheckName(e.Name()) == nil && e.Type().IsRegular() {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
-}
-
 // List lists all versions, by image and number.
 func (c *Catalog) List(ctx context.Context) ([]Version, error) {
 	names, err := c.names()
@@ -92,7 +76,7 @@ func (c *Catalog) List(ctx context.Context) ([]Version, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		f, err := readNameFile(c.namePath(name))
+		f, err := c.readNames(name)
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +93,7 @@ func (c *Catalog) Resolve(ctx context.Context, ref string) (Version, error) {
 		which = latest
 	}
 	if CheckName(name) == nil {
-		f, err := readNameFile(c.namePath(name))
+		f, err := c.readNames(name)
 		if err != nil {
 			return Version{}, err
 		}
@@ -193,14 +177,14 @@ func (c *Catalog) change(ctx context.Context, name string, fn func(*nameFile) er
 		return fmt.Errorf("lock the images: %w", err)
 	}
 	defer release()
-	f, err := readNameFile(c.namePath(name))
+	f, err := c.readNames(name)
 	if err != nil {
 		return err
 	}
 	if err := fn(f); err != nil {
 		return err
 	}
-	return f.write(c.namePath(name))
+	return c.writeNames(name, f)
 }
 
 // Add makes v the next version of its image and gives it its number; the

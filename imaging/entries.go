@@ -115,7 +115,7 @@ type cursor struct {
 	part   int
 	d      decoder
 	last   string
-	secret int // in l.secrets
+	secret int   // in l.secrets
 	names  *slab // nil: not many paths will come
 }
 

@@ -17,7 +17,7 @@ type EntryRef struct {
 
 // ImageFault is one thing that is wrong with a version.
 type ImageFault struct {
-	Version Version  // zero: what is wrong is in no version that was looked at
+	Version Version  // without number: what is wrong is in no version that was looked at
 	Path    string   // empty: the version as a whole
 	Chunk   store.ID // zero: not about one chunk
 	Err     error
@@ -36,12 +36,23 @@ func (f ImageFault) Error() string {
 func (f ImageFault) Unwrap() error { return f.Err }
 
 // Verify checks that the versions named by refs (all when there are none) are
-// wholly in the store, and with readData that every byte of theirs is right.
-// It calls fn for every fault; an error means that it could not check.
+// wholly in the store, and with readData that every byte of theirs is what was
+// written.
+func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn func(ImageFault)) error {
+	depth := store.Tables
+	if readData {
+		depth = store.Bytes
+	}
+	return c.VerifyDepth(ctx, refs, depth, fn)
+}
+
+// VerifyDepth checks the versions named by refs (all when there are none) as
+// closely as depth says. It calls fn for every fault; an error means that it
+// could not check.
 //
 // A chunk that several packs hold counts as wrong when one of them does: what
 // can still be read today is to be repaired while it can.
-func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn func(ImageFault)) error {
+func (c *Catalog) VerifyDepth(ctx context.Context, refs []string, depth store.Depth, fn func(ImageFault)) error {
 	st, err := c.Store()
 	if errors.Is(err, ErrNoState) && len(refs) == 0 {
 		return nil
@@ -49,7 +60,7 @@ func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn f
 	if err != nil {
 		return err
 	}
-	release, err := st.LockShared(ctx)
+	release, err := st.LockReading(ctx)
 	if err != nil {
 		return err
 	}
@@ -58,7 +69,7 @@ func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn f
 	if err != nil {
 		return err
 	}
-	versions, err := c.resolveAll(ctx, refs)
+	versions, err := c.versionsToCheck(ctx, refs, fn)
 	if err != nil {
 		return err
 	}
@@ -71,8 +82,8 @@ func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn f
 	if err := k.load(ctx, versions); err != nil {
 		return err
 	}
-	if readData {
-		if err := k.readData(ctx, st, keys, whole); err != nil {
+	if depth > store.Tables {
+		if err := k.readData(ctx, st, keys, depth, whole); err != nil {
 			return err
 		}
 	} else if whole {
@@ -83,10 +94,11 @@ func (c *Catalog) Verify(ctx context.Context, refs []string, readData bool, fn f
 	return k.report(ctx)
 }
 
-// resolveAll finds what refs name; none name all.
-func (c *Catalog) resolveAll(ctx context.Context, refs []string) ([]Version, error) {
+// versionsToCheck finds what refs name; none name all, and then what cannot be
+// read of their names is told.
+func (c *Catalog) versionsToCheck(ctx context.Context, refs []string, fn func(ImageFault)) ([]Version, error) {
 	if len(refs) == 0 {
-		return c.List(ctx)
+		return c.checkNames(ctx, func(bad *NamesError) { fn(ImageFault{Version: Version{Image: bad.Image}, Err: bad}) })
 	}
 	var list []Version
 	for _, ref := range refs {
@@ -142,7 +154,7 @@ func isDataFault(err error) bool {
 
 // readData reads the packs of the versions, or all there are, and notes which
 // chunks are bad.
-func (k *check) readData(ctx context.Context, st store.Store, keys store.Keys, whole bool) error {
+func (k *check) readData(ctx context.Context, st store.Store, keys store.Keys, depth store.Depth, whole bool) error {
 	vault := k.vault
 	if !whole {
 		var present []store.Ref
@@ -159,7 +171,7 @@ func (k *check) readData(ctx context.Context, st store.Store, keys store.Keys, w
 			return err
 		}
 	}
-	return vault.Verify(ctx, true, func(f store.Fault) {
+	return vault.Verify(ctx, depth, func(f store.Fault) {
 		lost := f.Lost
 		named := false
 		for _, ref := range lost {

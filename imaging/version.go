@@ -1,12 +1,7 @@
 package imaging
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,73 +77,6 @@ func (e *AmbiguousError) Error() string {
 		list = append(list, fmt.Sprintf("%s (%s)", v.Ref(), v.Digest))
 	}
 	return fmt.Sprintf("%q is the beginning of several digests: %s", e.Ref, strings.Join(list, ", "))
-}
-
-// nameFile is what a file below store/names holds.
-type nameFile struct {
-	Next     int       `json:"next"`     // the number of the next version
-	Versions []Version `json:"versions"` // by number
-}
-
-// readNameFile reads the file of an image. One that is not there is an image
-// without versions.
-func readNameFile(path string) (*nameFile, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &nameFile{Next: 1}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the versions of an image: %w", err)
-	}
-	f, err := parseNameFile(filepath.Base(path), b)
-	if err != nil {
-		return nil, fmt.Errorf("read the versions of an image: %s: %w", path, err)
-	}
-	return f, nil
-}
-
-// parseNameFile reads what a name file holds and checks all that others rely on.
-func parseNameFile(name string, b []byte) (*nameFile, error) {
-	f := &nameFile{}
-	if err := json.Unmarshal(b, f); err != nil {
-		return nil, err
-	}
-	last := 0
-	tags := make(map[string]bool)
-	for _, v := range f.Versions {
-		if v.Image != name || v.Number <= last || v.Number >= f.Next {
-			return nil, fmt.Errorf("version %d of %q is out of place", v.Number, v.Image)
-		}
-		last = v.Number
-		if _, err := store.ParseID(v.Digest); err != nil || !strings.HasPrefix(v.Digest, "sha256:") {
-			return nil, fmt.Errorf("version %d has no digest", v.Number)
-		}
-		for _, t := range v.Tags {
-			if err := checkTag(t); err != nil {
-				return nil, err
-			}
-			if tags[t] {
-				return nil, fmt.Errorf("two versions have the tag %q", t)
-			}
-			tags[t] = true
-		}
-	}
-	if f.Next < 1 {
-		return nil, errors.New("it does not tell the next version's number")
-	}
-	return f, nil
-}
-
-// write replaces the file durably.
-func (f *nameFile) write(path string) error {
-	b, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		return fmt.Errorf("write the versions of an image: %w", err)
-	}
-	if err := replaceFile(path, append(b, '\n')); err != nil {
-		return fmt.Errorf("write the versions of an image: %w", err)
-	}
-	return nil
 }
 
 // pick finds the version that what stands behind the @ means.

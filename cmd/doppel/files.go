@@ -133,10 +133,11 @@ func newImageCat(g *globals) *cobra.Command {
 		ValidArgsFunction: complete(false, g.completeRef),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			c, v, m, err := g.manifest(ctx, args[0])
+			c, v, m, release, err := g.reading(ctx, args[0])
 			if err != nil {
 				return err
 			}
+			defer release()
 			e, err := findFile(m, v, imagePath(args[1]))
 			if err != nil {
 				return err

@@ -25,7 +25,7 @@ unambiguous beginning of a digest.`,
   doppel image files head@latest etc`,
 	}
 	c.AddCommand(newImageLs(g), newImageShow(g), newImageFiles(g), newImageCat(g), newImageDiff(g),
-		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g),
+		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g), newImagePrune(g),
 		newImageImport(g), newImageExport(g))
 	group(c)
 	return c
@@ -43,7 +43,10 @@ func (g *globals) open(ctx context.Context, ref string) (*imaging.Catalog, imagi
 
 // catalog opens the images of the state directory.
 func (g *globals) catalog() (*imaging.Catalog, error) {
-	return imaging.OpenCatalog(g.state, imaging.CatalogOptions{Log: newLog(os.Stderr)})
+	return imaging.OpenCatalog(g.state, imaging.CatalogOptions{
+		Log:     newLog(os.Stderr),
+		Readers: func(ctx context.Context) (string, error) { return installing(ctx, g) },
+	})
 }
 
 // manifest opens a version with its manifest.
@@ -54,6 +57,27 @@ func (g *globals) manifest(ctx context.Context, ref string) (*imaging.Catalog, i
 	}
 	m, err := c.Manifest(ctx, v)
 	return c, v, m, err
+}
+
+// reading opens a version with its manifest, and keeps what it needs from being
+// deleted until it is released.
+func (g *globals) reading(ctx context.Context, ref string) (c *imaging.Catalog, v imaging.Version, m *imaging.Manifest, release func(), err error) {
+	if c, err = g.catalog(); err != nil {
+		return c, v, nil, nil, err
+	}
+	if release, err = c.Reading(ctx); errors.Is(err, imaging.ErrNoState) {
+		release = func() {} // that there is no such image says more
+	} else if err != nil {
+		return c, v, nil, nil, err
+	}
+	if v, err = c.Resolve(ctx, ref); err == nil {
+		m, err = c.Manifest(ctx, v)
+	}
+	if err != nil {
+		release()
+		return c, v, nil, nil, err
+	}
+	return c, v, m, release, nil
 }
 
 func newImageLs(g *globals) *cobra.Command {

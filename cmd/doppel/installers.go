@@ -49,6 +49,11 @@ func exists(name string) bool {
 }
 
 func (i *installers) build(ctx context.Context, ref, digest string) (pxe.Boot, error) {
+	release, err := i.catalog.Reading(ctx)
+	if err != nil {
+		return pxe.Boot{}, fmt.Errorf("the installer for %s: %w", ref, err)
+	}
+	defer release()
 	v, err := i.catalog.Resolve(ctx, digest)
 	if err != nil {
 		return pxe.Boot{}, fmt.Errorf("the installer for %s: %w", ref, err)

@@ -45,10 +45,11 @@ not.`,
 }
 
 func runRestore(ctx context.Context, g *globals, o imaging.ApplyOptions, yes bool, ref, dir string, out io.Writer) error {
-	c, v, m, err := g.manifest(ctx, ref)
+	c, v, m, release, err := g.reading(ctx, ref)
 	if err != nil {
 		return err
 	}
+	defer release()
 	for _, p := range o.Paths {
 		if _, ok := m.List.Find(p); !ok {
 			return noSuchPath(v, p)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"doppel/cluster"
@@ -12,7 +13,8 @@ import (
 )
 
 // images tells machines what they need to know of a version. It remembers its
-// answers: a version never changes.
+// answers: a version never changes, and while the packs it named are in the
+// list they hold it.
 type images struct {
 	catalog *imaging.Catalog
 
@@ -30,7 +32,7 @@ func (i *images) Head(ctx context.Context, digest string, role cluster.Role) (we
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	key := imageFor{digest, role}
-	if v, ok := i.known[key]; ok {
+	if v, ok := i.known[key]; ok && i.current(v) {
 		return v, nil
 	}
 	v, err := i.read(ctx, key)
@@ -42,6 +44,15 @@ func (i *images) Head(ctx context.Context, digest string, role cluster.Role) (we
 	}
 	i.known[key] = v
 	return v, nil
+}
+
+// current tells whether no prune has replaced what a version's packs are.
+func (i *images) current(v web.Version) bool {
+	st, err := i.catalog.Store()
+	if err != nil || !st.Listed(store.KindManifest, v.Manifest) {
+		return false
+	}
+	return !slices.ContainsFunc(v.Packs, func(id store.ID) bool { return !st.Listed(store.KindPack, id) })
 }
 
 func (i *images) read(ctx context.Context, key imageFor) (web.Version, error) {

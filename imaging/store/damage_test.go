@@ -41,11 +41,15 @@ func examine(t *testing.T, keys Keys, id ID, b []byte, chunks [][]byte) {
 		t.Errorf("opening it: %v", err)
 	}
 	var faults []Fault
-	if err := v.Verify(ctx, true, func(f Fault) { faults = append(faults, f) }); err != nil {
+	if err := v.Verify(ctx, Chunks, func(f Fault) { faults = append(faults, f) }); err != nil {
 		t.Errorf("Verify: %v", err)
 	}
 	if len(faults) == 0 || faults[0].Pack != id {
 		t.Errorf("Verify finds %v", faults)
+	}
+	quick := 0
+	if err := v.Verify(ctx, Bytes, func(Fault) { quick++ }); err != nil || quick != len(faults) {
+		t.Errorf("reading the bytes alone finds %d faults, not %d: %v", quick, len(faults), err)
 	}
 	for i, ref := range refsOf(Cluster, chunks) {
 		if !v.Has(ref) {
@@ -142,9 +146,9 @@ func TestPackDamageLater(t *testing.T) {
 	if err := v.Stream(context.Background(), refs, 2, func(Ref, []byte) error { return nil }); !errors.As(err, &missing) || missing.ID != id {
 		t.Errorf("gone: Stream: %v", err)
 	}
-	for _, readData := range []bool{true, false} {
+	for _, depth := range []Depth{Chunks, Bytes, Tables} {
 		var faults []Fault
-		if err := v.Verify(context.Background(), readData, func(f Fault) { faults = append(faults, f) }); err != nil {
+		if err := v.Verify(context.Background(), depth, func(f Fault) { faults = append(faults, f) }); err != nil {
 			t.Fatal(err)
 		}
 		if len(faults) != 1 || !errors.As(faults[0].Err, &missing) || len(faults[0].Lost) != len(refs) {
@@ -183,14 +187,18 @@ func TestWrongChunkSealed(t *testing.T) {
 		t.Errorf("the good chunk beside it: %v", err)
 	}
 	var faults []Fault
-	if err := v.Verify(context.Background(), true, func(f Fault) { faults = append(faults, f) }); err != nil {
+	if err := v.Verify(context.Background(), Chunks, func(f Fault) { faults = append(faults, f) }); err != nil {
 		t.Fatal(err)
 	}
 	if len(faults) != 1 || faults[0].Block != 0 || faults[0].Chunk != refs[1].ID || !slices.Equal(faults[0].Lost, refs[1:]) {
 		t.Errorf("Verify: %v", faults)
 	}
 	faults = nil
-	if err := v.Verify(context.Background(), false, func(f Fault) { faults = append(faults, f) }); err != nil || len(faults) != 0 {
+	// It is as it was written.
+	if err := v.Verify(context.Background(), Bytes, func(f Fault) { faults = append(faults, f) }); err != nil || len(faults) != 0 {
+		t.Errorf("Verify of the bytes: %v, %v", faults, err)
+	}
+	if err := v.Verify(context.Background(), Tables, func(f Fault) { faults = append(faults, f) }); err != nil || len(faults) != 0 {
 		t.Errorf("Verify without data: %v, %v", faults, err)
 	}
 }

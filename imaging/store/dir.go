@@ -8,8 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,7 +60,7 @@ func (d *Dir) Put(ctx context.Context, k Kind, id ID, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if size, err := d.Stat(ctx, k, id); err == nil {
+	if size, err := d.stat(ctx, path, k, id); err == nil {
 		sum := newDigester(io.Discard)
 		if _, err := io.Copy(sum, contextReader{ctx, r}); err != nil {
 			return fmt.Errorf("storing %s %s: %w", k, id, err)
@@ -119,6 +117,9 @@ func (d *Dir) open(ctx context.Context, k Kind, id ID) (*os.File, int64, error) 
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(d.retiredFile(k, id))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, &MissingError{What: string(k), ID: id}
 	}
 	if err != nil {
@@ -136,12 +137,21 @@ func (d *Dir) open(ctx context.Context, k Kind, id ID) (*os.File, int64, error) 
 }
 
 func (d *Dir) Stat(ctx context.Context, k Kind, id ID) (int64, error) {
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
 	path, err := d.file(k, id)
 	if err != nil {
 		return 0, err
+	}
+	size, err := d.stat(ctx, path, k, id)
+	if missing := (*MissingError)(nil); errors.As(err, &missing) {
+		return d.stat(ctx, d.retiredFile(k, id), k, id)
+	}
+	return size, err
+}
+
+// stat looks a blob up in one of the places where it may be.
+func (d *Dir) stat(ctx context.Context, path string, k Kind, id ID) (int64, error) {
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
 	}
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -209,47 +219,13 @@ func (d *Dir) Delete(ctx context.Context, k Kind, id ID) error {
 // LockShared waits for the lock that those who add to the store, and those who
 // rely on what is in it to stay, hold together. It returns what releases it.
 func (d *Dir) LockShared(ctx context.Context) (release func(), err error) {
-	return d.lock(ctx, unix.LOCK_SH)
+	return d.lock(ctx, "lock", unix.LOCK_SH)
 }
 
 // LockExclusive waits for the lock that whoever removes from the store holds
 // alone.
 func (d *Dir) LockExclusive(ctx context.Context) (release func(), err error) {
-	return d.lock(ctx, unix.LOCK_EX)
-}
-
-func (d *Dir) lock(ctx context.Context, how int) (func(), error) {
-	path := filepath.Join(d.path, "lock")
-	// NFS locks exclusively only what is open for writing; a file system that
-	// is read-only lets nothing be.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if errors.Is(err, unix.EROFS) {
-		f, err = os.Open(path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("locking the store: %w", err)
-	}
-	// A blocked flock cannot be called off, so ask again and again.
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		err := flock(f, how|unix.LOCK_NB)
-		if err == nil {
-			var once sync.Once
-			return func() { once.Do(func() { f.Close() }) }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("locking the store: %s: %w", path, err)
-		}
-		pause.Reset(wait)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("waiting for the store's lock %s, which another doppel holds: %w", path, context.Cause(ctx))
-		}
-	}
+	return d.lock(ctx, "lock", unix.LOCK_EX)
 }
 
 // fileID reads a blob's file name: 64 hexadecimal digits as Hex writes them,

@@ -111,7 +111,7 @@ func FuzzPack(f *testing.F) {
 		if len(v.packs)+len(v.damaged)+len(v.foreign) != 1 {
 			t.Error("the pack is neither open nor damaged")
 		}
-		if err := v.Verify(ctx, true, func(Fault) {}); err != nil {
+		if err := v.Verify(ctx, Chunks, func(Fault) {}); err != nil {
 			t.Errorf("Verify: %v", err)
 		}
 	})

@@ -111,7 +111,7 @@ func TestKill(t *testing.T) {
 	if hurt := v.Damaged(); len(hurt) != 0 {
 		t.Errorf("damaged: %v", hurt)
 	}
-	if err := v.Verify(context.Background(), true, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
+	if err := v.Verify(context.Background(), Chunks, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
 		t.Error(err)
 	}
 	for id := range committed {

@@ -207,6 +207,21 @@ func (v *Vault) fetch(ctx context.Context, f fetch, bufs *buffers, fn func(want,
 // readBlock reads a block from where r stands, opens and decodes it.
 func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error) {
 	b := p.blocks[number]
+	data, err := p.openBlock(r, number, bufs)
+	if err != nil || b.codec == Raw { // data lies in the worker's own buffer
+		return data, err
+	}
+	bufs.plain = slices.Grow(bufs.plain[:0], int(b.plain))
+	plain, err := decode(b.codec, data, bufs.plain, int(b.plain))
+	if err != nil {
+		return nil, p.corruptBlock("block %d does not decode: %v", number, err)
+	}
+	return plain, nil
+}
+
+// openBlock reads a block from where r stands and opens its seal.
+func (p *pack) openBlock(r io.Reader, number int, bufs *buffers) ([]byte, error) {
+	b := p.blocks[number]
 	bufs.sealed = slices.Grow(bufs.sealed[:0], int(b.size()))[:b.size()]
 	if _, err := io.ReadFull(r, bufs.sealed); err != nil {
 		return nil, p.readError(err)
@@ -215,16 +230,7 @@ func (p *pack) readBlock(r io.Reader, number int, bufs *buffers) ([]byte, error)
 	if err != nil || binary.BigEndian.Uint32(bufs.sealed) != b.sealed {
 		return nil, p.corruptBlock("block %d does not open: some of its bytes have changed", number)
 	}
-	data := inside[:len(inside)-footed(int(b.count))]
-	if b.codec == Raw { // data lies in the worker's own buffer
-		return data, nil
-	}
-	bufs.plain = slices.Grow(bufs.plain[:0], int(b.plain))
-	plain, err := decode(b.codec, data, bufs.plain, int(b.plain))
-	if err != nil {
-		return nil, p.corruptBlock("block %d does not decode: %v", number, err)
-	}
-	return plain, nil
+	return inside[:len(inside)-footed(int(b.count))], nil
 }
 
 func (p *pack) corruptBlock(format string, a ...any) error {

@@ -56,7 +56,7 @@ func checkVault(t *testing.T, v *Vault, pack ID, chunks [][]byte) {
 	if ids, err := v.PacksOf(refs); err != nil || !slices.Equal(ids, []ID{pack}) {
 		t.Errorf("PacksOf: %v, %v", ids, err)
 	}
-	if err := v.Verify(context.Background(), true, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
+	if err := v.Verify(context.Background(), Chunks, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
 		t.Errorf("Verify: %v", err)
 	}
 }
@@ -276,12 +276,12 @@ func TestVaultAudiences(t *testing.T) {
 		t.Errorf("naming a pack of another audience: %v", err)
 	}
 	// Its name can be checked all the same.
-	if err := node.Verify(context.Background(), true, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
+	if err := node.Verify(context.Background(), Chunks, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
 		t.Error(err)
 	}
 	m.blobs[KindPack][forHeads][100] ^= 1
 	found := 0
-	err := node.Verify(context.Background(), true, func(f Fault) {
+	err := node.Verify(context.Background(), Chunks, func(f Fault) {
 		if found++; f.Pack != forHeads {
 			t.Errorf("Verify: %v", f)
 		}

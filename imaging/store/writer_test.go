@@ -219,7 +219,7 @@ func TestConcurrentWriters(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := testVault(t, d, keys)
-	if err := v.Verify(ctx, true, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
+	if err := v.Verify(ctx, Chunks, func(f Fault) { t.Errorf("Verify: %v", f) }); err != nil {
 		t.Error(err)
 	}
 	var refs []Ref
