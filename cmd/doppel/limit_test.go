@@ -46,3 +46,22 @@ func FuzzLimits(f *testing.F) {
 		}
 	})
 }
+
+// A limit that nothing could keep is refused before anything is done.
+func TestLimitsThatMeanNothing(t *testing.T) {
+	for _, c := range []struct {
+		host string
+		o    captureFlags
+		good bool
+	}{
+		{"head", captureFlags{root: "/", limit: "1M", limitCPU: "50%"}, true},
+		{"head", captureFlags{root: "/", limit: "1M", sftp: true}, true},
+		{"head", captureFlags{root: "/", limitCPU: "50%", sftp: true}, false},
+		{"head", captureFlags{root: "/", limit: "fast"}, false},
+		{local, captureFlags{root: "/", limit: "1M", limitCPU: "50%"}, true},
+	} {
+		if err := c.o.check(c.host); (err == nil) != c.good {
+			t.Errorf("%s, %+v: %v", c.host, c.o, err)
+		}
+	}
+}

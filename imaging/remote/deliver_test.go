@@ -88,9 +88,12 @@ func TestCutDelivery(t *testing.T) {
 	}
 }
 
+// deliverTo names the variable that makes a test a client to be killed.
+const deliverTo = "DOPPEL_TEST_DELIVER_TO"
+
 // A client that is killed leaves nothing either.
 func TestKilledClient(t *testing.T) {
-	if target := os.Getenv("DOPPEL_TEST_DELIVER_TO"); target != "" {
+	if target := os.Getenv(deliverTo); target != "" {
 		deliverAsChild(t, target)
 		return
 	}
@@ -112,7 +115,7 @@ func TestKilledClient(t *testing.T) {
 			io.Copy(io.Discard, near) // until the client is gone
 		})
 		child := exec.Command(os.Args[0], "-test.run=^TestKilledClient$")
-		child.Env = append(os.Environ(), fmt.Sprintf("DOPPEL_TEST_DELIVER_TO=%d %s %s %s", target.Port, h.knownAt(t, target), o.Keys[0], agentBinary))
+		child.Env = append(os.Environ(), fmt.Sprintf(deliverTo+"=%d %s %s %s", target.Port, h.knownAt(t, target), o.Keys[0], agentBinary))
 		child.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
@@ -132,7 +135,7 @@ func deliverAsChild(t *testing.T, where string) {
 		t.Fatal(err)
 	}
 	conn, err := Dial(t.Context(), Target{User: "root", Host: "127.0.0.1", Port: port},
-		Options{Home: t.TempDir(), Config: "none", AgentSocket: "none", KnownHosts: known, Keys: []string{key}})
+		Options{Home: filepath.Dir(key), Config: "none", AgentSocket: "none", KnownHosts: known, Keys: []string{key}})
 	if err == nil {
 		_, err = Agent(context.Background(), conn, AgentOptions{Path: binary})
 	}
