@@ -18,13 +18,8 @@ endif
 # What the demo needs: a Debian tree, machines, their firmware, and iPXE.
 DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-linux mount fdisk git openssh-client acl libcap2-bin attr
 # What the tests need besides: peers to talk to, and tools that judge.
-<<<<<<< HEAD
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox tcsh fish gcc libc6-dev openssh-server sudo rsync udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base \
-	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils python3 procps
-=======
-TEST_PACKAGES := $(DEMO_PACKAGES) gcc libc6-dev openssh-server sudo rsync udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base \
 	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools python3 procps
->>>>>>> c3f27b29e54c7167262cf3bcc32ecf56a1cea3f3
 
 .PHONY: build demo test check demo-packages test-packages clean
 

@@ -50,7 +50,7 @@
 // # Export
 //
 // Export writes a version as a pax archive in canonical order, the same bytes
-// every time, with memory for a few blocks. Holes are in GNU's format 1.0, which
+// every time, with memory for some 32 MiB of contents. Holes are in GNU's format 1.0, which
 // GNU tar and bsdtar read. An archive is not sealed: what is of class node or
 // head is left out unless it is asked for. That, sockets, and what this reader
 // may not know are listed in the report.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"doppel/imaging"
@@ -44,8 +45,8 @@ type ExportReport struct {
 }
 
 // Export writes a version as a pax archive to w: in canonical order, and the
-// same bytes every time. It takes memory for a few blocks, whatever the size of
-// files. The store's shared lock is held, so that nothing of the version goes
+// same bytes every time. It takes memory for two windows of 16 MiB and a few
+// blocks, whatever the size of files. The store's shared lock is held, so that nothing of the version goes
 // away meanwhile. What cannot or may not be in the archive is left out and
 // reported.
 func Export(ctx context.Context, c *imaging.Catalog, ref string, w io.Writer, o ExportOptions) (*ExportReport, error) {
@@ -99,8 +100,11 @@ type export struct {
 	report ExportReport
 
 	out     *memberWriter
-	chunks  chan []byte
-	pending []byte // of the chunk that is being written
+	windows chan *window
+	free    chan *window
+	window  *window // that is being written
+	used    int     // chunks of it
+	pending []byte  // of the chunk that is being written
 	done    int64
 }
 
@@ -136,11 +140,11 @@ func (x *export) leaves(e *imaging.Entry) (imaging.Note, bool) {
 	return n, true
 }
 
-// write writes the archive: one goroutine reads chunks ahead, in order.
+// write writes the archive: one goroutine reads chunks ahead.
 func (x *export) write(ctx context.Context, w io.Writer) error {
 	buf := bufio.NewWriterSize(w, 1<<20)
 	x.out = &memberWriter{w: buf}
-	x.chunks = make(chan []byte, 16)
+	x.windows, x.free, x.window = make(chan *window), make(chan *window, 2), newWindow()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return x.fetch(ctx) })
 	g.Go(func() error {
@@ -167,25 +171,119 @@ func writeError(err error) error {
 	return nil
 }
 
-// fetch reads all chunks in the order in which they are written.
+// windowBytes is how much is read ahead at a time. Neighbours in canonical order
+// need not be neighbours in the packs: of an image that was imported, or whose
+// files changed one by one, they are not. Of each block that holds something of
+// a window, all that the window wants is taken at once.
+const windowBytes = 16 << 20
+
+// window are chunks that are written one after the other.
+type window struct {
+	order []store.Ref
+	sizes []uint32
+	at    map[store.Ref]int // where in data
+	data  []byte
+}
+
+func newWindow() *window {
+	return &window{at: make(map[store.Ref]int), data: make([]byte, 0, windowBytes+blockRoom)}
+}
+
+// add makes room for a chunk.
+func (w *window) add(ref store.Ref, size uint32) {
+	w.order, w.sizes = append(w.order, ref), append(w.sizes, size)
+	if _, known := w.at[ref]; !known {
+		w.at[ref] = len(w.data)
+		w.data = slices.Grow(w.data, int(size))[:len(w.data)+int(size)]
+	}
+}
+
+// clear makes the window one to use again.
+func (w *window) clear() {
+	w.order, w.sizes, w.data = w.order[:0], w.sizes[:0], w.data[:0]
+	clear(w.at)
+}
+
+// fetch reads all chunks, a window at a time: the next one while the last is
+// being written.
 func (x *export) fetch(ctx context.Context) error {
+	w := newWindow()
 	for _, e := range x.m.List.All() {
 		if _, left := x.left[e.Path]; left {
 			continue
 		}
 		for _, c := range e.Chunks {
-			b, err := x.vault.Chunk(ctx, store.Ref{Audience: e.Class.Audience(), ID: c.ID})
-			if err != nil {
-				return fmt.Errorf("export %q: %w", e.Path, err)
+			w.add(store.Ref{Audience: e.Class.Audience(), ID: c.ID}, c.Size)
+			if len(w.data) < windowBytes {
+				continue
+			}
+			if err := x.fill(ctx, w); err != nil {
+				return err
 			}
 			select {
-			case x.chunks <- b:
+			case w = <-x.free:
+				w.clear()
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
 		}
 	}
-	return nil
+	if len(w.order) == 0 {
+		return nil
+	}
+	return x.fill(ctx, w)
+}
+
+// fill reads the chunks of a window and hands it on.
+func (x *export) fill(ctx context.Context, w *window) error {
+	err := x.vault.Stream(ctx, w.order, 0, func(ref store.Ref, b []byte) error {
+		copy(w.data[w.at[ref]:], b)
+		return nil
+	})
+	if err != nil {
+		return x.fetchError(err)
+	}
+	select {
+	case x.windows <- w:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// fetchError names a file that a chunk that is missing or wrong is of.
+func (x *export) fetchError(err error) error {
+	var missing *store.MissingError
+	var corrupt *store.CorruptError
+	var id store.ID
+	switch {
+	case errors.As(err, &missing):
+		id = missing.ID
+	case errors.As(err, &corrupt):
+		id = corrupt.ID
+	}
+	for _, e := range x.m.List.All() {
+		if slices.ContainsFunc(e.Chunks, func(c store.Chunk) bool { return c.ID == id }) {
+			return fmt.Errorf("export %q: %w", e.Path, err)
+		}
+	}
+	return fmt.Errorf("export: %w", err)
+}
+
+// next gives the chunk to write next. It is good until it asks again.
+func (x *export) next(ctx context.Context) ([]byte, error) {
+	for x.used == len(x.window.order) {
+		x.free <- x.window
+		select {
+		case x.window = <-x.windows:
+			x.used = 0
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	at, size := x.window.at[x.window.order[x.used]], int(x.window.sizes[x.used])
+	x.used++
+	return x.window.data[at:][:size:size], nil
 }
 
 // member writes one entry.
@@ -236,10 +334,9 @@ func (x *export) data(ctx context.Context, e *imaging.Entry, runs []imaging.Exte
 func (x *export) copy(ctx context.Context, e *imaging.Entry, n int64) error {
 	for n > 0 {
 		if len(x.pending) == 0 {
-			select {
-			case x.pending = <-x.chunks:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			var err error
+			if x.pending, err = x.next(ctx); err != nil {
+				return err
 			}
 		}
 		b := x.pending[:min(n, int64(len(x.pending)))]

@@ -229,3 +229,20 @@ func TestExportFails(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Write(b []byte) (int, error) { return 0, f.err }
+
+// A version without any content is an archive all the same.
+func TestExportEmpty(t *testing.T) {
+	dir := t.TempDir()
+	fill(t, dir+"/a/b", nil)
+	c := openCatalog(t)
+	m := capture(t, c, dir, "x")
+	var out bytes.Buffer
+	_, err := Export(t.Context(), c, "x", &out, ExportOptions{})
+	must(t, err)
+	_, err = importBytes(t, c, "y", out.Bytes())
+	must(t, err)
+	again, _ := manifest(t, c, "y")
+	if diff := changes(m, again); len(diff) > 0 {
+		t.Errorf("changes %q", diff)
+	}
+}
