@@ -132,14 +132,17 @@ func (e *SpaceError) Error() string {
 //   - Delete crosses no mount point below dir, and leaves alone what is in an
 //     Opaque directory, a file system's own lost+found, and what Skip says.
 //   - What a process without privileges may not set is listed in the report.
-//     As root it is an error unless o.Lossy says otherwise; but a time that the file system cannot hold is
-//     listed for root too. FAT has no owners, modes and extended attributes:
-//     there they are neither set nor compared.
+//     As root it is an error unless o.Lossy says otherwise; but a time, an
+//     inode flag or a project that the file system cannot hold is listed for
+//     root too. FAT has no owners, modes and extended attributes: there they
+//     are neither set nor compared.
 //
 // What does not hold: the tree as a whole does not change at once, and while
 // Apply runs it is part old, part new; kernels before 5.8 do not tell syncfs
-// of data lost on its way to the disk; access times, creation times, inode
-// flags (chattr) and inode numbers are not part of an image.
+// of data lost on its way to the disk; access times, creation times and inode
+// numbers are not part of an image. Inode flags (chattr) and projects of what
+// the image has none of are looked at with Full alone, but for immutable,
+// append only, compressed and no dump.
 func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o ApplyOptions) (*ApplyReport, error) {
 	start := time.Now()
 	a := &applier{
@@ -151,6 +154,8 @@ func Apply(ctx context.Context, m *Manifest, src ChunkSource, dir string, o Appl
 		touched:   map[*treeNode]struct{}{},
 		unmade:    map[*treeNode]struct{}{},
 		unlocked:  map[*treeNode]uint32{},
+
+		unfastened: map[*treeNode]struct{}{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

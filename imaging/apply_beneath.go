@@ -233,11 +233,13 @@ func isMountRoot(fd int, dev, parentDev uint64) bool {
 	return dev != parentDev
 }
 
-// fsTraits are what a file system cannot hold.
+// fsTraits are what a file system can hold, and what not.
 type fsTraits struct {
-	bare    bool  // neither owners, modes nor extended attributes: FAT
-	step    int64 // nanoseconds that mtimes are rounded down to
-	squeeze bool  // content may take less room than its size
+	bare    bool   // neither owners, modes nor extended attributes: FAT
+	step    int64  // nanoseconds that mtimes are rounded down to
+	squeeze bool   // content may take less room than its size
+	flags   uint32 // inode flags
+	btrfs   bool   // it has the attributes that only btrfs has
 }
 
 func traitsOf(fd int) (fsTraits, error) {
@@ -251,10 +253,20 @@ func traitsOf(fd int) (fsTraits, error) {
 		return fsTraits{bare: true, step: 2e9}, nil
 	case unix.EXFAT_SUPER_MAGIC:
 		return fsTraits{bare: true, step: 1e7}, nil
-	case unix.BTRFS_SUPER_MAGIC, zfs:
-		return fsTraits{squeeze: true}, nil
+	case unix.BTRFS_SUPER_MAGIC:
+		return fsTraits{squeeze: true, flags: btrfsFlags, btrfs: true}, nil
+	case zfs:
+		return fsTraits{squeeze: true, flags: KeptFlags}, nil
+	case unix.EXT4_SUPER_MAGIC:
+		return fsTraits{flags: extFlags}, nil
+	case unix.XFS_SUPER_MAGIC:
+		return fsTraits{flags: xfsFlags}, nil
+	case unix.F2FS_SUPER_MAGIC:
+		return fsTraits{flags: f2fsFlags}, nil
+	case unix.TMPFS_MAGIC:
+		return fsTraits{flags: tmpfsFlags}, nil
 	}
-	return fsTraits{}, nil
+	return fsTraits{flags: KeptFlags}, nil
 }
 
 // traits are those of the file system with the number dev, on which something

@@ -24,6 +24,7 @@ type treeNode struct {
 	opaque   bool // what is in it was left out
 	withheld bool // the content is not for this reader
 	linked   bool // it has other names in the manifest
+	flagged  bool // it has inode flags or a project
 	dirty    bool // a directory in which something was done
 }
 
@@ -96,6 +97,7 @@ func indexManifest(m *Manifest) (*treeIndex, error) {
 		n.at = int32(c.i)
 		c.next(&e)
 		n.kind, n.class, n.opaque, n.withheld = e.Kind, e.Class, e.Opaque, e.Withheld
+		n.flagged = e.Flags != 0 || e.Project != 0
 		if n != x.root {
 			parent := parentPath(e.Path)
 			for ; at != parent; at = parentPath(at) {

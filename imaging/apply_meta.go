@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,14 +16,20 @@ type metaDiff struct {
 	owner, mode, mtime bool
 	set                []Xattr  // missing, or of another value
 	remove             []string // not in the entry
+	flags              *inodeState
 }
+
+// inodeState are the inode flags and the project of what is not as its entry.
+type inodeState struct{ flags, project uint32 }
 
 func (d *metaDiff) none() bool {
-	return !d.owner && !d.mode && !d.mtime && len(d.set) == 0 && len(d.remove) == 0
+	return !d.owner && !d.mode && !d.mtime && len(d.set) == 0 && len(d.remove) == 0 && d.flags == nil
 }
 
-// diffMeta compares all of o's metadata with e.
-func diffMeta(e *Entry, o *object, t fsTraits) (metaDiff, error) {
+// diffMeta compares all of o's metadata with e. Inode flags and projects, which
+// are told of open files alone, are compared where the entry has some, and
+// where deep says so; otherwise those that statx(2) knows.
+func diffMeta(e *Entry, o *object, t fsTraits, deep bool) (metaDiff, error) {
 	// Something happens all the time in what was left out of an image.
 	d := metaDiff{mtime: !e.Opaque && !t.sameTime(e.MTime, o.mtime())}
 	if t.bare {
@@ -34,7 +42,40 @@ func diffMeta(e *Entry, o *object, t fsTraits) (metaDiff, error) {
 		return d, err
 	}
 	d.set, d.remove = diffXattrs(e.Xattrs, have)
-	return d, nil
+	if !t.btrfs {
+		d.set = slices.DeleteFunc(d.set, func(x Xattr) bool { return strings.HasPrefix(x.Name, btrfsProperty) })
+	}
+	d.flags, err = diffFlags(e, o, t, deep)
+	return d, err
+}
+
+// diffFlags compares inode flags and project. What the file system cannot hold
+// is no difference.
+func diffFlags(e *Entry, o *object, t fsTraits, deep bool) (*inodeState, error) {
+	if e.Kind != Regular && e.Kind != Directory || e.Opaque || o.kind() != e.Kind {
+		return nil, nil
+	}
+	if !deep && e.Flags == 0 && e.Project == 0 {
+		if flags, _ := quickFlags(o.fd); flags&t.flags == 0 {
+			return nil, nil
+		}
+	}
+	fd, err := reopen(o.fd)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return nil, nil // who may not look may not set it either
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var have inodeState
+	if have.flags, have.project, err = inodeFlags(fd); err != nil {
+		return nil, err
+	}
+	if (have.flags^e.Flags)&t.flags == 0 && have.project == e.Project {
+		return nil, nil
+	}
+	return &have, nil
 }
 
 // modeDiffers leaves symbolic links out: Linux has no mode for them.
@@ -82,13 +123,14 @@ func ownedByKernel(name string) bool {
 	return name == "security.selinux" || name == "security.ima" || name == "security.evm"
 }
 
-// setMeta makes o's metadata what e says, touching only what differs. The
+// setMeta makes o's metadata what e says, touching only what differs, inode
+// flags and project aside, which setFlags sets when nothing else is to come. The
 // order matters: a change of owner drops setuid, setgid and capabilities, so
 // it goes first; an access ACL carries permission bits, and a process without
 // privileges needs write permission to set user.* attributes, so the mode
 // comes after them; the time is last.
 func (a *applier) setMeta(path string, e *Entry, o *object, t fsTraits) error {
-	d, err := diffMeta(e, o, t)
+	d, err := diffMeta(e, o, t, false)
 	if err != nil {
 		return fmt.Errorf("reading the metadata of %q: %w", path, err)
 	}
@@ -99,12 +141,17 @@ func (a *applier) setMeta(path string, e *Entry, o *object, t fsTraits) error {
 		if err := o.stat(); err != nil {
 			return &os.PathError{Op: "stat", Path: path, Err: err}
 		}
-		if d, err = diffMeta(e, o, t); err != nil {
+		if d, err = diffMeta(e, o, t, false); err != nil {
 			return fmt.Errorf("reading the metadata of %q: %w", path, err)
 		}
 	}
 	if err := a.setXattrs(path, o, d); err != nil {
 		return err
+	}
+	for _, x := range e.Xattrs {
+		if strings.HasPrefix(x.Name, btrfsProperty) && !t.btrfs {
+			a.lose(path, "xattr "+x.Name, "only btrfs has it")
+		}
 	}
 	if len(d.set)+len(d.remove) > 0 {
 		if err := o.stat(); err != nil {
@@ -130,6 +177,9 @@ func (a *applier) setOwner(path string, e *Entry, o *object) error {
 	}
 	return a.tolerate(path, "owner", err)
 }
+
+// btrfsProperty begins the names of attributes that are btrfs's alone.
+const btrfsProperty = "btrfs."
 
 func (a *applier) setXattrs(path string, o *object, d metaDiff) error {
 	for _, name := range d.remove {

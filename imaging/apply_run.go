@@ -39,6 +39,8 @@ type applier struct {
 	touched map[*treeNode]struct{} // roots of the file systems something was done on
 	unmade  map[*treeNode]struct{} // devices that could not be made
 
+	unfastened map[*treeNode]struct{} // right files whose flags were taken off to link to them
+
 	mu       sync.Mutex // guards what follows
 	report   *ApplyReport
 	progress ApplyProgress
@@ -128,7 +130,7 @@ func (a *applier) openRoot(dir string) error {
 // change does what was decided, in the order that leaves whole what is there
 // whenever it is cut short.
 func (a *applier) change() error {
-	for _, step := range []func() error{a.makeDirs, a.prepare, a.fix, a.write, a.link, a.deleteExtras, a.finishDirs} {
+	for _, step := range []func() error{a.makeDirs, a.prepare, a.fix, a.write, a.link, a.deleteExtras, a.fasten, a.finishDirs} {
 		if err := a.ctx.Err(); err != nil {
 			return context.Cause(a.ctx)
 		}
@@ -226,7 +228,12 @@ func (a *applier) setAt(n *treeNode) error {
 	if err != nil {
 		return err
 	}
-	return a.setMeta(n.path(), a.index.entry(n), o, t)
+	unfasten(o)
+	e := a.index.entry(n)
+	if err := a.setMeta(n.path(), e, o, t); err != nil || !n.isDir() {
+		return err
+	}
+	return a.setFlags(n.path(), e, o, t)
 }
 
 // deleteExtras removes what the manifest does not have.

@@ -70,6 +70,9 @@ func (a *applier) place(t *target) error {
 		return err
 	}
 	defer a.tree.release(t.n.parent)
+	if t.n.seen != nil {
+		unfastenName(dir, t.n.name)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := unix.Renameat(dir, t.temp, dir, t.n.name); err != nil {
@@ -132,6 +135,12 @@ func (a *applier) linkOne(n *treeNode) error {
 		return err
 	}
 	defer a.tree.release(n.parent)
+	if unfastenName(from, keeper.name) {
+		a.unfastened[keeper] = struct{}{}
+	}
+	if n.seen != nil {
+		unfastenName(to, n.name)
+	}
 	temp := newTempName()
 	if err := unix.Linkat(from, keeper.name, to, temp, 0); err != nil {
 		return err
@@ -151,6 +160,7 @@ func (a *applier) remove(x *treeNode) error {
 	}
 	defer a.tree.release(x.parent)
 	flags := 0
+	unfastenName(dir, x.name)
 	if x.seen != nil && x.seen.kind == Directory {
 		flags = unix.AT_REMOVEDIR
 		a.tree.forget(x)
@@ -173,6 +183,13 @@ func (a *applier) touch(n *treeNode) {
 	}
 	n.dirty = true
 	a.touchFS(n)
+	if n.seen == nil {
+		return // it was just made
+	}
+	if fd, err := a.tree.hold(n); err == nil {
+		unfastenName(fd, ".")
+		a.tree.release(n)
+	}
 	if !a.strict {
 		a.unlockForWriting(n)
 	}

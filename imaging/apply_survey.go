@@ -58,7 +58,7 @@ func (a *applier) survey() error {
 	}
 	root.seen = &seen{kind: Directory, inode: inodeKey{o.st.Dev, o.st.Ino}}
 	root.seen.mount = isMountRoot(a.tree.root, o.st.Dev, up.Dev)
-	d, err := diffMeta(a.index.entry(root), o, t)
+	d, err := diffMeta(a.index.entry(root), o, t, a.o.Full)
 	if err != nil {
 		return fmt.Errorf("reading the metadata of %s: %w", a.tree.dir, err)
 	}
@@ -182,7 +182,7 @@ func (a *applier) look(dir int, c *treeNode) error {
 	if err != nil {
 		return err
 	}
-	d, err := diffMeta(e, o, t)
+	d, err := diffMeta(e, o, t, a.o.Full)
 	if err != nil {
 		return fmt.Errorf("reading the metadata of %q: %w", c.path(), err)
 	}

@@ -35,8 +35,8 @@ func newTempName() string {
 // room before them, so that the order they come in does not scatter it.
 const allocateFrom = 1 << 20
 
-// open opens the temporary file for writing and makes it first if need be.
-func (t *target) open(dir int) (int, error) {
+// open opens the temporary file of t for writing and makes it first if need be.
+func (a *applier) open(t *target, dir int) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	const flags = unix.O_RDWR | unix.O_NOFOLLOW
@@ -49,7 +49,7 @@ func (t *target) open(dir int) (int, error) {
 		return -1, err
 	}
 	t.temp = temp
-	if err := t.shape(fd); err != nil {
+	if err := errors.Join(a.birthFlags(fd, t), t.shape(fd)); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -226,7 +226,7 @@ func (a *applier) put(ctx context.Context, c *content, number uint32, p *piece, 
 		return err
 	}
 	defer a.tree.release(t.n.parent)
-	fd, err := t.open(dir)
+	fd, err := a.open(t, dir)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: t.n.path(), Err: err}
 	}
@@ -282,7 +282,7 @@ func (a *applier) makeEmpty(ctx context.Context, t *target, whole chan<- *target
 	}
 	defer a.tree.release(t.n.parent)
 	if t.regular {
-		fd, err := t.open(dir)
+		fd, err := a.open(t, dir)
 		if err == nil {
 			err = unix.Close(fd)
 		}

@@ -20,22 +20,23 @@ import (
 // and which chunks it came to. It is one file, records in canonical order, so
 // that it is read and written alongside a walk:
 //
-//	"doppel capture cache 1\n", the digest of the rules about secrets
+//	"doppel capture cache 2\n", the digest of the rules about secrets
 //	records: their length, then
 //	  length of the path's beginning that is the last path's too, the rest,
-//	  inode, modification and change time, size, class, content
+//	  inode, modification and change time, size, class, inode flags, project,
+//	  content
 //	a zero in place of a length, SHA-256 of all before it
 //
 // The device is not part of it: its number changes from boot to boot. A cache
 // that is not whole is as good as none.
-const cacheMagic = "doppel capture cache 1\n"
+const cacheMagic = "doppel capture cache 2\n"
 
 // maxRecord bounds one record: a file of some 2 TiB in chunks of the least size
 // that is probable.
 const maxRecord = 1 << 30
 
 // record is what a cache says of one file. Its entry has Path, MTime, Size,
-// Class, Extents and Chunks.
+// Class, Flags, Project, Extents and Chunks.
 type record struct {
 	entry Entry
 	ino   uint64
@@ -56,6 +57,7 @@ func (r *record) append(b []byte, last string) []byte {
 		b = appendUint(appendInt(b, t.Sec), uint64(t.Nsec))
 	}
 	b = append(appendUint(b, uint64(r.entry.Size)), byte(r.entry.Class))
+	b = appendUint(appendUint(b, uint64(r.entry.Flags)), uint64(r.entry.Project))
 	return appendContent(b, &r.entry)
 }
 
@@ -72,6 +74,7 @@ func decodeRecord(b []byte, last string) (*record, error) {
 	}
 	r.entry.Size = int64(d.uint(maxSize, "size"))
 	r.entry.Class = Class(d.byte())
+	r.entry.Flags, r.entry.Project = d.uint32("inode flags"), d.uint32("project")
 	decodeContent(&d, &r.entry)
 	if err := d.finish("record"); err != nil {
 		return nil, err

@@ -227,7 +227,7 @@ func (c *comparer) metadata(n *treeNode, o *object) error {
 	if err != nil {
 		return err
 	}
-	d, err := diffMeta(e, o, t)
+	d, err := diffMeta(e, o, t, !c.o.Trust)
 	if err != nil {
 		return fmt.Errorf("reading the metadata of %q: %w", n.path(), err)
 	}
@@ -242,6 +242,14 @@ func (c *comparer) metadata(n *treeNode, o *object) error {
 	}
 	for _, x := range d.set {
 		c.differ(n, DiffXattr, x.Name+"="+strconv.Quote(string(x.Value)), x.Name+" absent or of another value")
+	}
+	if have := d.flags; have != nil {
+		if want := e.Flags & t.flags; have.flags != want {
+			c.differ(n, DiffFlags, flagLetters(want), flagLetters(have.flags))
+		}
+		if have.project != e.Project {
+			c.differ(n, DiffProject, strconv.FormatUint(uint64(e.Project), 10), strconv.FormatUint(uint64(have.project), 10))
+		}
 	}
 	for _, name := range d.remove {
 		c.differ(n, DiffXattr, "no "+name, name)

@@ -102,19 +102,23 @@ func (d *localDir) Names(ctx context.Context) ([]string, error) {
 	return d.f.Readdirnames(-1)
 }
 
-func (d *localDir) Self(ctx context.Context) (Node, error) {
-	return nodeOf(d.fd)
-}
+func (d *localDir) Self(ctx context.Context) (Node, error) { return flaggedNodeOf(d.fd) }
 
 // Stat looks at name through a descriptor of the kind that opens nothing
-// (O_PATH), so that all it tells is about one and the same inode.
+// (O_PATH), so that all it tells is about one and the same inode. Inode flags
+// and projects cannot be read like this: a directory tells them itself, a file
+// when it is opened. An empty one is opened here.
 func (d *localDir) Stat(ctx context.Context, name string) (Node, error) {
 	fd, err := openRetry(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return Node{}, err
 	}
 	defer unix.Close(fd)
-	return nodeOf(fd)
+	n, err := nodeOf(fd)
+	if err != nil || n.Kind != Regular || n.Size > 0 {
+		return n, err
+	}
+	return n, n.readFlags(fd)
 }
 
 func (d *localDir) Dir(ctx context.Context, name string) (Dir, error) {
@@ -163,7 +167,7 @@ func (f *localFile) Close() error {
 	return unix.Close(f.fd)
 }
 
-func (f *localFile) Stat(ctx context.Context) (Node, error) { return nodeOf(f.fd) }
+func (f *localFile) Stat(ctx context.Context) (Node, error) { return flaggedNodeOf(f.fd) }
 
 func (f *localFile) ReadAt(b []byte, off int64) (int, error) {
 	n := 0

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,43 @@ func nodeOf(fd int) (Node, error) {
 		return n, fmt.Errorf("read extended attributes: %w", err)
 	}
 	return n, nil
+}
+
+// flaggedNodeOf is nodeOf for a regular file or directory that is open for
+// reading, with inode flags and project.
+func flaggedNodeOf(fd int) (Node, error) {
+	n, err := nodeOf(fd)
+	if err == nil {
+		n.Flags, n.Project, err = inodeFlags(fd)
+	}
+	return n, err
+}
+
+// readFlags reads the inode flags and the project of the file that path, open
+// with O_PATH, is. A file that may not be opened has none that could be read.
+func (n *Node) readFlags(path int) error {
+	fd, err := reopen(path)
+	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	n.Flags, n.Project, err = inodeFlags(fd)
+	return err
+}
+
+// reopen opens for reading what is open with O_PATH, a regular file or a
+// directory.
+func reopen(path int) (int, error) {
+	name := "/proc/self/fd/" + strconv.Itoa(path)
+	const flags = unix.O_RDONLY | unix.O_NONBLOCK
+	fd, err := openRetry(unix.AT_FDCWD, name, flags|unix.O_NOATIME)
+	if err == unix.EPERM {
+		fd, err = openRetry(unix.AT_FDCWD, name, flags)
+	}
+	return fd, err
 }
 
 func nodeOfStat(st *unix.Stat_t) Node {

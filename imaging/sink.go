@@ -36,7 +36,7 @@ func (s *captureSink) Cached(ctx context.Context, class []Class, files []Stamp) 
 			continue
 		}
 		if s.whole(&r.entry) {
-			answers[i] = &Content{Extents: r.entry.Extents, Chunks: r.entry.Chunks}
+			answers[i] = &Content{Extents: r.entry.Extents, Chunks: r.entry.Chunks, Flags: r.entry.Flags, Project: r.entry.Project}
 		}
 	}
 	return answers, nil
@@ -148,7 +148,10 @@ func (c *captureCache) add(e *Entry, s *Stamp) {
 		return
 	}
 	c.new.add(&record{
-		entry: Entry{Path: e.Path, Kind: Regular, MTime: s.MTime, Size: e.Size, Class: e.Class, Extents: e.Extents, Chunks: e.Chunks},
+		entry: Entry{
+			Path: e.Path, Kind: Regular, MTime: s.MTime, Size: e.Size, Class: e.Class,
+			Flags: e.Flags, Project: e.Project, Extents: e.Extents, Chunks: e.Chunks,
+		},
 		ino:   s.Ino,
 		ctime: s.CTime,
 	})

@@ -46,10 +46,13 @@ type Stamp struct {
 	MTime, CTime Time
 }
 
-// Content is a regular file's content as chunks.
+// Content is a regular file's content as chunks, and what else is found out by
+// opening it.
 type Content struct {
 	Extents []Extent
 	Chunks  []store.Chunk
+	Flags   uint32
+	Project uint32
 }
 
 // Sink takes what a scan finds. A scan calls it from one goroutine at a time

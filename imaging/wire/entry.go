@@ -9,14 +9,14 @@ import (
 
 // Flags of an entry.
 const (
-	hasStamp     = 1 << iota // a stamp follows, with the entry's own path
-	asCached                 // the content is what the client answered for this path
-	hasExtents               //
-	hasXattrs                //
-	runsBefore               // chunks and extents came in frames of their own, in front
-	stampElse                // the stamp has a path of its own
-	isOpaque                 // a directory whose contents were left out
-	entryUnknown             // the first bit without meaning
+	hasStamp   = 1 << iota // a stamp follows, with the entry's own path
+	asCached               // the content is what the client answered for this path
+	hasExtents             //
+	hasXattrs              //
+	runsBefore             // chunks and extents came in frames of their own, in front
+	stampElse              // the stamp has a path of its own
+	isOpaque               // a directory whose contents were left out
+	hasFlags               // inode flags and project
 )
 
 // cachedContent is the content that stands, on the head, for what the client
@@ -56,6 +56,7 @@ func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte,
 	set(len(e.Xattrs) > 0, hasXattrs)
 	set(runs, runsBefore)
 	set(e.Opaque, isOpaque)
+	set(e.Flags != 0 || e.Project != 0, hasFlags)
 
 	b = append(b, byte(e.Kind), flags, byte(e.Class))
 	b = putPath(b, prev, e.Path)
@@ -74,6 +75,9 @@ func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte,
 		b = putString(b, e.Target)
 	case imaging.CharDevice, imaging.BlockDevice:
 		b = putUint(putUint(b, uint64(e.Major)), uint64(e.Minor))
+	}
+	if flags&hasFlags != 0 {
+		b = putUint(putUint(b, uint64(e.Flags)), uint64(e.Project))
 	}
 	if flags&hasXattrs != 0 {
 		b = putUint(b, uint64(len(e.Xattrs)))
@@ -153,8 +157,8 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 		d.fail("an entry of kind %d", e.Kind)
 	}
 	flags := d.byte("flags")
-	if flags >= entryUnknown || flags&stampElse != 0 && flags&hasStamp == 0 {
-		d.fail("an entry has unknown flags %#x", flags)
+	if flags&stampElse != 0 && flags&hasStamp == 0 {
+		d.fail("an entry has the path of a stamp, and none")
 	}
 	e.Class = d.class()
 	e.Path = d.path(prev, "path")
@@ -182,6 +186,13 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 	}
 	if e.Opaque = flags&isOpaque != 0; e.Opaque && e.Kind != imaging.Directory {
 		d.fail("a %v with contents left out", e.Kind)
+	}
+	if flags&hasFlags != 0 {
+		e.Flags = uint32(d.uint(1<<32-1, "inode flags"))
+		e.Project = uint32(d.uint(1<<32-1, "project"))
+		if d.err == nil && (e.Kind != imaging.Regular && e.Kind != imaging.Directory || e.Flags&^imaging.KeptFlags != 0) {
+			d.fail("a %v with the inode flags %#x and the project %d", e.Kind, e.Flags, e.Project)
+		}
 	}
 	if flags&hasXattrs != 0 {
 		e.Xattrs = d.xattrs()
@@ -216,6 +227,7 @@ func (x *entryDecoder) content(d *decoder, e *imaging.Entry, flags byte) {
 			return
 		}
 		e.Chunks, e.Extents = c.Chunks, c.Extents
+		e.Flags, e.Project = c.Flags, c.Project
 	case flags&runsBefore != 0:
 		e.Chunks, e.Extents = x.pending.chunks, x.pending.extents
 		x.pending = runs{}
