@@ -78,7 +78,9 @@ const maxLosses = 100
 type ApplyReport struct {
 	Entries      int64    `json:"entries"`       // of the manifest that were considered
 	Written      int64    `json:"written"`       // entries made or replaced
-	BytesWritten int64    `json:"bytes_written"` // of content
+	BytesWritten int64    `json:"bytes_written"` // of content, BytesReused and BytesShared included
+	BytesReused  int64    `json:"bytes_reused"`  // that were found in files of the tree itself
+	BytesShared  int64    `json:"bytes_shared"`  // of files that share their blocks with an equal one
 	Deleted      int64    `json:"deleted"`       // names removed
 	Fixed        int64    `json:"fixed"`         // entries whose metadata was set
 	Unchanged    int64    `json:"unchanged"`     // entries that were right already
@@ -113,8 +115,10 @@ func (e *SpaceError) Error() string {
 // right (with Full, only after reading it), one of the right size and another
 // time is read; what is right keeps its inode, and metadata that differs is
 // set in place. Everything else is made beside its place under a temporary
-// name (.doppel- and 16 hexadecimal digits), in one pass over the content in
-// the order in which src has it, and renamed when it is whole. What the image
+// name (.doppel- and 16 hexadecimal digits) and renamed when it is whole. Its
+// content comes from the files that give way, as far as it is in them, and
+// otherwise in one pass from src, in the order in which src has it. Where the
+// file system can, files of equal content share their blocks. What the image
 // lacks is removed after that, and directories get their metadata last.
 //
 // What holds:

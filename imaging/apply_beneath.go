@@ -240,6 +240,7 @@ type fsTraits struct {
 	squeeze bool   // content may take less room than its size
 	flags   uint32 // inode flags
 	btrfs   bool   // it has the attributes that only btrfs has
+	shares  bool   // files can share blocks (ioctl_ficlone(2))
 }
 
 func traitsOf(fd int) (fsTraits, error) {
@@ -254,13 +255,13 @@ func traitsOf(fd int) (fsTraits, error) {
 	case unix.EXFAT_SUPER_MAGIC:
 		return fsTraits{bare: true, step: 1e7}, nil
 	case unix.BTRFS_SUPER_MAGIC:
-		return fsTraits{squeeze: true, flags: btrfsFlags, btrfs: true}, nil
+		return fsTraits{squeeze: true, flags: btrfsFlags, btrfs: true, shares: true}, nil
 	case zfs:
 		return fsTraits{squeeze: true, flags: KeptFlags}, nil
 	case unix.EXT4_SUPER_MAGIC:
 		return fsTraits{flags: extFlags}, nil
 	case unix.XFS_SUPER_MAGIC:
-		return fsTraits{flags: xfsFlags}, nil
+		return fsTraits{flags: xfsFlags, shares: xfsShares(fd)}, nil
 	case unix.F2FS_SUPER_MAGIC:
 		return fsTraits{flags: f2fsFlags}, nil
 	case unix.TMPFS_MAGIC:

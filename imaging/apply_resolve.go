@@ -190,7 +190,7 @@ func (a *applier) checkSpace() error {
 		} else if n.seen.nlink == 1 {
 			d.bytes -= n.seen.room
 		}
-		if a.index.origin(n).kind == Regular {
+		if a.index.origin(n).kind == Regular && !a.content.doubles[n.at] {
 			for _, x := range a.index.entry(n).Data() {
 				d.bytes += roundUp(x.Length, 4096)
 			}

@@ -81,15 +81,18 @@ func (a *applier) run(m *Manifest, dir string) (err error) {
 	a.resolve()
 	if a.o.DryRun {
 		a.rehearse()
+		if err := a.gather(); err != nil {
+			return err
+		}
 		return a.checkSpace()
 	}
 	if err := a.sweep(); err != nil {
 		return err
 	}
-	if err := a.checkSpace(); err != nil {
+	if err := a.gather(); err != nil {
 		return err
 	}
-	if err := a.gather(); err != nil {
+	if err := a.checkSpace(); err != nil {
 		return err
 	}
 	return a.change()

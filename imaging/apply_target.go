@@ -43,13 +43,26 @@ func (a *applier) open(t *target, dir int) (int, error) {
 	if t.temp != "" {
 		return openRetry(dir, t.temp, flags)
 	}
+	fd, err := a.create(t, dir)
+	if err != nil {
+		return -1, err
+	}
+	if err := t.shape(fd); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// create makes the temporary file.
+func (a *applier) create(t *target, dir int) (int, error) {
 	temp := newTempName()
-	fd, err := unix.Openat(dir, temp, flags|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(dir, temp, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return -1, err
 	}
 	t.temp = temp
-	if err := errors.Join(a.birthFlags(fd, t), t.shape(fd)); err != nil {
+	if err := a.birthFlags(fd, t); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}

@@ -25,12 +25,14 @@ type piece struct {
 
 // content is all that is to be written: which chunks, and what for.
 type content struct {
-	src    ChunkSource
-	wanted []uint32 // numbers of chunks, each once
-	first  []int32  // by number: of the pieces that want it; -1: none
-	pieces []piece
-	empty  []int32      // nodes of what takes no chunk
-	done   atomic.Int64 // pieces that are written
+	src     ChunkSource
+	wanted  []uint32 // numbers of chunks, each once
+	first   []int32  // by number: of the pieces that want it; -1: none
+	pieces  []piece
+	empty   []int32           // nodes of what takes no chunk
+	copies  map[int32][]int32 // by node: those of files with the same content, to share its blocks
+	doubles map[int32]bool    // nodes in copies
+	done    atomic.Int64      // pieces that are written
 
 	mu      sync.Mutex
 	targets map[int32]*target // being made, or whole and waiting for their names
@@ -91,7 +93,8 @@ func (a *applier) target(c *content, node int32) *target {
 // gather collects what is to be written. A chunk that the source does not have
 // is told of here, when nothing has been changed yet.
 func (a *applier) gather() error {
-	c := &content{src: a.src, targets: map[int32]*target{}}
+	c := &content{src: a.src, targets: map[int32]*target{}, copies: map[int32][]int32{}, doubles: map[int32]bool{}}
+	a.content = c
 	for n := range a.active() {
 		if n.act != actWrite || n.isDir() {
 			continue
@@ -99,6 +102,9 @@ func (a *applier) gather() error {
 		before := len(c.pieces)
 		if a.index.origin(n).kind == Regular {
 			a.progress.FilesTotal++
+			if a.shared(n, a.index.entry(n)) {
+				continue
+			}
 			if err := c.add(n.at, a.index.entry(n)); err != nil {
 				return err
 			}
@@ -110,7 +116,6 @@ func (a *applier) gather() error {
 	for _, p := range c.pieces {
 		a.progress.BytesTotal += int64(p.size)
 	}
-	a.content = c
 	return nil
 }
 
@@ -142,8 +147,8 @@ func (a *applier) pour(c *content) error {
 				return err
 			}
 		}
-		if len(c.wanted) == 0 {
-			return nil
+		if err := a.reuse(ctx, c, whole); err != nil || len(c.wanted) == 0 {
+			return err
 		}
 		return a.stream(ctx, c, whole)
 	})
@@ -166,12 +171,7 @@ func (a *applier) stream(ctx context.Context, c *content, whole chan<- *target) 
 		if first < 0 {
 			return fmt.Errorf("chunk %d was not asked for", number)
 		}
-		for i := first; i >= 0; i = c.pieces[i].next {
-			if err := a.put(ctx, c, number, &c.pieces[i], b, whole); err != nil {
-				return err
-			}
-		}
-		return nil
+		return a.putAll(ctx, c, number, b, whole)
 	})
 	if err != nil {
 		return a.explain(c, err)
@@ -213,6 +213,16 @@ func (a *applier) explain(c *content, err error) error {
 		return fmt.Errorf("reading content of %q: %w", path, err)
 	}
 	return fmt.Errorf("reading content of %q (and in %d more places): %w", path, len(nodes)-1, err)
+}
+
+// putAll writes a chunk at all places that want it.
+func (a *applier) putAll(ctx context.Context, c *content, number uint32, b []byte, whole chan<- *target) error {
+	for i := c.first[number]; i >= 0; i = c.pieces[i].next {
+		if err := a.put(ctx, c, number, &c.pieces[i], b, whole); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // put writes a chunk at one place, and finishes the file if it was the last.
@@ -302,6 +312,11 @@ func (a *applier) makeEmpty(ctx context.Context, t *target, whole chan<- *target
 }
 
 func (a *applier) complete(ctx context.Context, t *target, dir int, whole chan<- *target) error {
+	for _, node := range a.content.copies[t.n.at] {
+		if err := a.share(ctx, t, dir, node, whole); err != nil {
+			return err
+		}
+	}
 	if err := a.finish(t, dir); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package imaging
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -113,6 +114,15 @@ func setProject(fd int, project uint32) error {
 	}
 	x.projid = project
 	return ioctlFsxattr(fd, fsSetXattr, &x)
+}
+
+// xfsShares asks XFS whether it was made with reflinks: XFS_IOC_FSGEOMETRY_V1,
+// struct xfs_fsop_geom_v1 and XFS_FSOP_GEOM_FLAGS_REFLINK of xfs_fs.h.
+func xfsShares(fd int) bool {
+	const request, flagsAt, reflink = 0x80705864, 92, 1 << 20
+	var geometry [112]byte
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&geometry)))
+	return errno == 0 && binary.NativeEndian.Uint32(geometry[flagsAt:])&reflink != 0
 }
 
 // quickFlags are the flags that statx(2) tells, of what is open in whatever way:
