@@ -49,7 +49,7 @@ func captured(tb testing.TB, dir string) (*Manifest, *store.Vault) {
 func TestFidelity(t *testing.T) {
 	source := nasty(t)
 	m, vault := captured(t, source)
-	for _, kind := range []string{"ext4", "xfs", "tmpfs"} {
+	for _, kind := range []string{"ext4", "xfs", "btrfs", "tmpfs"} {
 		t.Run(kind, func(t *testing.T) {
 			target := memory
 			if kind != "tmpfs" {
@@ -80,6 +80,34 @@ func TestFidelity(t *testing.T) {
 				t.Errorf("second report %+v, %v", report, err)
 			}
 		})
+	}
+}
+
+// The tools that everybody uses leave differences on this tree, which shows
+// that they can be seen.
+func TestFidelityOfPeers(t *testing.T) {
+	source := nasty(t)
+	m, _ := captured(t, source)
+	for _, peer := range []struct{ name, script string }{
+		{"rsync -aHAXS", `rsync -aHAXS --numeric-ids "$1/" "$2"`},
+		{"tar", `tar -C "$1" -c --sparse --acls --xattrs --xattrs-include='*' . | tar -C "$2" -x -p --numeric-owner --acls --xattrs --xattrs-include='*'`},
+		{"cp -a", `cp -a "$1/." "$2"`},
+	} {
+		dir, _ := image(t, "ext4", "1G")
+		dir = filepath.Join(dir, "copy")
+		must(t, os.Mkdir(dir, 0o755))
+		// They fail on what they cannot do, and go on.
+		said, err := exec.Command("bash", "-c", peer.script, "copy", source, dir).CombinedOutput()
+		diffs, cerr := CompareTree(t.Context(), m, dir, CompareOptions{})
+		must(t, cerr)
+		kinds := map[DifferenceKind]int{}
+		for _, d := range diffs {
+			kinds[d.Kind]++
+		}
+		if len(diffs) == 0 || len(diffs) > 2000 {
+			t.Errorf("%s: %d differences (%v: %.500s)", peer.name, len(diffs), err, said)
+		}
+		t.Logf("%-13s %4d differences: %v", peer.name, len(diffs), kinds)
 	}
 }
 
