@@ -112,7 +112,7 @@ func hint(err error) string {
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room on that file system (doppel image rm removes versions), then run the same command again: what is already stored is kept"
 	case errors.As(err, &missing), errors.As(err, &corrupt):
-		return "doppel image verify --all --read-data lists everything that is damaged; a new capture of the head stores it again"
+		return "doppel image verify --all --read-data lists everything that is damaged; doppel image repair saves what is whole, and a new capture of the head stores the rest again"
 	}
 	return ""
 }

@@ -25,7 +25,7 @@ unambiguous beginning of a digest.`,
   doppel image files head@latest etc`,
 	}
 	c.AddCommand(newImageLs(g), newImageShow(g), newImageFiles(g), newImageCat(g), newImageDiff(g),
-		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g), newImagePrune(g),
+		newImageVerify(g), newImageCompare(g), newImageRestore(g), newImageTag(g), newImageRm(g), newImagePrune(g), newImageRepair(g),
 		newImageImport(g), newImageExport(g))
 	group(c)
 	return c

@@ -72,24 +72,28 @@ func showFault(f imaging.ImageFault) faultShown {
 	return s
 }
 
+func printFaultLines(w io.Writer, faults []faultShown) {
+	for _, f := range faults {
+		where := f.Image
+		if where == "" {
+			where = "(no image)"
+		}
+		for _, part := range []string{f.Path, f.Chunk} {
+			if part != "" {
+				where += "  " + printable(part)
+			}
+		}
+		fmt.Fprintf(w, "%s  %s\n", where, printable(f.Error))
+	}
+}
+
 func printFaults(w io.Writer, g *globals, faults []faultShown) error {
 	if g.json {
 		if err := printJSON(w, map[string]any{"faults": faults}); err != nil {
 			return err
 		}
 	} else {
-		for _, f := range faults {
-			where := f.Image
-			if where == "" {
-				where = "(no image)"
-			}
-			for _, part := range []string{f.Path, f.Chunk} {
-				if part != "" {
-					where += "  " + printable(part)
-				}
-			}
-			fmt.Fprintf(w, "%s  %s\n", where, printable(f.Error))
-		}
+		printFaultLines(w, faults)
 	}
 	if len(faults) > 0 {
 		return codeError(exitFound)
