@@ -26,7 +26,8 @@ var allowed = map[string][]string{
 	"doppel/web":              {"doppel/cluster", "doppel/clone", "doppel/imaging", "doppel/imaging/store"},
 	"doppel/lab":              {},
 	"doppel/cmd/doppel-agent": {"doppel/clone", "doppel/imaging", "doppel/imaging/store", "doppel/imaging/wire", "doppel/sync"},
-	"doppel/cmd/doppel-lab":   {"doppel/lab"},
+	"doppel/lab/bench":        {"doppel/lab"},
+	"doppel/cmd/doppel-lab":   {"doppel/lab", "doppel/lab/bench"},
 }
 
 func TestImports(t *testing.T) {

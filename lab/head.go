@@ -37,9 +37,15 @@ var packages = []string{
 	"git", "gcc", "make", "libc6-dev", "perl", "python3", "rsync", "curl", "less", "man-db", "vim-tiny", "munge", "chrony",
 }
 
-// DebianTree makes a Debian 12 tree with packages, or finds it in the cache,
-// and returns its path. The tree is shared: copy it before changing it.
+// DebianTree makes a Debian 12 tree with what a head needs, or finds it in the
+// cache, and returns its path. The tree is shared: copy it before changing it.
 func DebianTree(ctx context.Context, log func(string)) (string, error) {
+	return DebianTreeOf(ctx, "minbase", packages, log)
+}
+
+// DebianTreeOf is DebianTree with another variant of mmdebstrap(1) and other
+// packages.
+func DebianTreeOf(ctx context.Context, variant string, packages []string, log func(string)) (string, error) {
 	sum := sha256.Sum256([]byte(strings.Join(packages, ",")))
 	dir := filepath.Join(CacheDir(), "debian-12-"+hex.EncodeToString(sum[:6]))
 	if _, err := os.Stat(dir); err == nil {
@@ -74,7 +80,7 @@ func DebianTree(ctx context.Context, log func(string)) (string, error) {
 		return "", err
 	}
 	args := append([]string{
-		"--variant=minbase", "--mode=root", "--components=main", "--quiet",
+		"--variant=" + variant, "--mode=root", "--components=main", "--quiet",
 		"--aptopt=APT::Install-Recommends \"false\"",
 		"--include=" + strings.Join(packages, ","), "bookworm", tmp,
 	}, sources...)

@@ -1,0 +1,132 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// measured is what one command took.
+type measured struct {
+	seconds float64
+	peak    float64 // MiB, of that process of those watched that took most
+	wire    float64 // MB through the loopback interface
+	output  string
+}
+
+// watched are the names of the processes whose memory is looked at.
+var watched = []string{"doppel", "doppel-agent", "rsync"}
+
+// run runs a shell command and measures it. What is written to it counts until
+// it is on the disk that dir, if any, is on.
+func (b *bench) run(ctx context.Context, script, dir string) (measured, error) {
+	if dir != "" {
+		script = "{ " + script + "\n} && sync -f " + quote(dir)
+	}
+	cmd := exec.CommandContext(ctx, "bash", "-c", "set -o pipefail\n"+script)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	peak := watchPeak(ctx)
+	before, err := loopbackBytes()
+	if err != nil {
+		return measured{}, err
+	}
+	start := time.Now()
+	err = cmd.Run()
+	m := measured{seconds: time.Since(start).Seconds(), output: out.String(), peak: peak()}
+	after, lerr := loopbackBytes()
+	if lerr != nil {
+		return m, lerr
+	}
+	m.wire = float64(after-before) / 1e6
+	if err != nil {
+		return m, fmt.Errorf("%s: %w: %s", script, err, strings.TrimSpace(said.String()))
+	}
+	return m, nil
+}
+
+// watchPeak looks, until the function it gives is called, at how much memory
+// the watched processes have had at most (VmHWM of proc_pid_status(5), which
+// only grows, so that little is missed between two looks).
+func watchPeak(ctx context.Context) func() float64 {
+	ctx, cancel := context.WithCancel(ctx)
+	var peak int64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			peak = max(peak, peakNow())
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() float64 {
+		cancel()
+		wg.Wait()
+		return float64(peak) / 1024
+	}
+}
+
+// peakNow is the largest VmHWM, in KiB.
+func peakNow() (peak int64) {
+	files, _ := filepath.Glob("/proc/[0-9]*/status")
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		var mine bool
+		for line := range strings.Lines(string(b)) {
+			field, value, _ := strings.Cut(line, ":")
+			value = strings.TrimSpace(value)
+			switch field {
+			case "Name":
+				for _, w := range watched {
+					mine = mine || value == w
+				}
+			case "VmHWM":
+				if n, err := strconv.ParseInt(strings.TrimSuffix(value, " kB"), 10, 64); mine && err == nil {
+					peak = max(peak, n)
+				}
+			}
+			if field == "Name" && !mine {
+				break
+			}
+		}
+	}
+	return peak
+}
+
+// loopbackBytes is how much was ever sent through the loopback interface.
+func loopbackBytes() (int64, error) {
+	b, err := os.ReadFile("/sys/class/net/lo/statistics/tx_bytes")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+// quote makes one word of s for a shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// must runs a command that is not measured.
+func (b *bench) must(ctx context.Context, script string) error {
+	cmd := exec.CommandContext(ctx, "bash", "-c", "set -eo pipefail\n"+script)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		text := strings.TrimSpace(string(out))
+		return fmt.Errorf("%s: %w: %s", script, err, text[max(0, len(text)-2000):])
+	}
+	return nil
+}
