@@ -1,9 +1,10 @@
 # make demo    the main job, on real firmware: clone a running head onto a blank machine
 # make test    every test, the end-to-end ones in QEMU included
 # make build   bin/doppel, bin/doppel-agent, bin/doppel-lab, static
+# make bench   doppel beside its peers, on a head of 60,000 files: half an hour
 # make check   gofmt, vet, staticcheck, and the tests with the race detector
 #
-# demo and test need root (or sudo): they make network namespaces and mounts.
+# demo, test and bench need root (or sudo): they make network namespaces and mounts.
 
 FIRMWARE ?= bios
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -21,7 +22,10 @@ DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-li
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox tcsh fish gcc libc6-dev openssh-server sudo rsync udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base \
 	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools python3 procps
 
-.PHONY: build demo test check demo-packages test-packages clean
+# What the benchmarks need: a Debian head, and the peers.
+BENCH_PACKAGES := mmdebstrap openssh-server openssh-client rsync zstd tar acl attr e2fsprogs mount
+
+.PHONY: build demo test check bench demo-packages test-packages bench-packages clean
 
 build:
 	@mkdir -p bin
@@ -29,6 +33,9 @@ build:
 
 demo: demo-packages build
 	$(SUDO) bin/doppel-lab demo --firmware $(FIRMWARE)
+
+bench: bench-packages build
+	$(SUDO) bin/doppel-lab bench image
 
 test: test-packages build
 	$(SUDO) $(GO) vet ./...
@@ -45,6 +52,9 @@ demo-packages:
 
 test-packages:
 	@sh ./testdata/packages.sh $(TEST_PACKAGES)
+
+bench-packages:
+	@sh ./testdata/packages.sh $(BENCH_PACKAGES)
 
 clean:
 	rm -rf bin out

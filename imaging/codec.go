@@ -10,29 +10,9 @@ import (
 	"doppel/imaging/store"
 )
 
-// The encoding of a manifest; FORMAT.md has it byte by byte. Numbers are varints
-// of the shortest form, signed ones zigzag; byte strings have their length in
-// front.
-//
-//	cluster part   preamble: "doppel manifest 2\n"
-//	               length and JSON of the Head
-//	               count of entries
-//	               entries
-//	head part      "doppel manifest head 2\n"
-//	               count of contents, contents: of the Regular entries of
-//	               class node and head, in their order
-//	entry          kind<<4 | class; flags (1 xattrs, 2 opaque, 4 inode flags)
-//	               length of the path's beginning that is the last path's too,
-//	               the rest of the path
-//	               HardLink: how many entries back its target is, and no more
-//	               mode, uid, gid, seconds (signed), nanoseconds
-//	               Regular: size, and the content unless the class is node or head
-//	               Symlink: target; devices: major, minor
-//	               with flag 4: inode flags, project
-//	               with flag 1: count of xattrs, names and values
-//	content        0 for no Extents, else their count + 1 and for each the gap
-//	               since the last one's end and its length
-//	               count of chunks, for each the 32 bytes of its ID and its size
+// The encoding of a manifest, which FORMAT.md has byte by byte. Numbers are
+// varints of the shortest form, signed ones zigzag; byte strings have their
+// length in front.
 //
 // There is one encoding of a manifest only: the decoder refuses what the
 // encoder would have written otherwise, so that equal trees have equal digests.

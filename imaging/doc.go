@@ -35,9 +35,11 @@
 // database that runs are as after a power cut at best; dump it before.
 //
 // Every entry keeps kind, mode, owner by number, modification time to the
-// nanosecond, extended attributes (ACLs and capabilities among them), holes,
-// hard links, link targets and device numbers. Access, change and birth times,
-// inode numbers, and file attributes as of chattr(1) are not kept.
+// nanosecond, extended attributes (ACLs and capabilities among them), inode
+// flags as of chattr(1) and the quota project, holes, hard links, link targets
+// and device numbers. Access, change and birth times and inode numbers are not
+// kept. Which blocks files share (reflinks) is not kept either; Apply has equal
+// files share theirs where the file system can.
 //
 // Left out are the contents of /proc, /sys, /dev, /run, /tmp, /var/tmp, of
 // doppel's own /var/lib/doppel and /etc/doppel and of any other directory that
@@ -69,9 +71,9 @@
 // the next capture, or swept up by the next removal. Versions are numbered from
 // 1, and no number is used twice.
 //
-// # Where files are cut, and the encodings
+// # Repair
 //
-// The gear table, the sizes of chunks (16, 64, 256 KiB) and the encoding of the
-// manifest (codec.go) are on disk and do not change; another would be another
-// version of the format.
+// Prune gives back the room of what no version needs, Verify finds what is
+// damaged, and Repair saves what is whole of it. FORMAT.md describes all that is
+// on disk byte by byte, with the reasons.
 package imaging

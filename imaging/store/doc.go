@@ -17,7 +17,8 @@
 // and HTTP, which reads what Handler serves. All pass one conformance suite. A
 // Vault is a Store opened with Keys: it reads the tables of the packs and gives
 // chunks by Ref, one (Chunk) or very many (Stream). A Writer adds blocks to a
-// vault. SealBlob and OpenBlob do for manifests what the vault does for chunks.
+// vault. Sealer and Opener do for manifests what the vault does for chunks, a
+// segment at a time. Salvage reads what is whole of a damaged pack.
 //
 // # Steps of writing
 //
@@ -62,65 +63,8 @@
 //   - The length of a compressed block tells something of its content to who
 //     can choose a part of it and watch.
 //
-// # A pack, byte by byte
+// # Byte by byte
 //
-// All numbers are big-endian. A pack is
-//
-//	header    56 bytes
-//	blocks    sealed, one right after the other
-//	trailer   sealed
-//	footer    24 bytes
-//
-// The header:
-//
-//	 0   8  magic "DOPPELPK"
-//	 8   1  format version, 1
-//	 9   1  audience: 1 cluster, 2 head
-//	10   6  zero
-//	16   8  fingerprint of the audience's key
-//	24  32  salt, random
-//
-// The fingerprint is the first 8 bytes of HMAC-SHA256(audience key, "doppel
-// key fingerprint v1"). Every pack has its own key: HKDF-SHA256(secret: the
-// audience key, salt: the salt, info: "doppel pack v1"), 32 bytes. Every sealed
-// part is AES-256-GCM under it: ciphertext, then the tag of 16 bytes. A salt of
-// 256 random bits is never met twice, so nonces need to differ only within a
-// pack. They are 4 zero bytes and a number of 8 bytes: of the block, from 0 on;
-// for the trailer 2^64-1. The associated data is
-//
-//	 0   8  magic "DOPPELPK"
-//	 8   1  format version
-//	 9   1  audience
-//	10      "block" and the block's number in 8 bytes, or "trailer"
-//
-// A block, opened, is its encoded bytes (Block.Data): with codec 0 the plain
-// bytes of its chunks one after the other, with codec 1 those as Zstandard
-// frames. The trailer, opened, is the table:
-//
-//	0   4  number of blocks
-//	then for each block, in the order in which they lie:
-//	0   8  offset in the pack
-//	8   4  sealed length, the tag included
-//	12  4  plain length, at most 16 MiB
-//	16  1  codec: 0 raw, 1 zstd
-//	17  4  number of chunks, 1 to 2^20
-//	21     for each chunk: 32 bytes SHA-256, 4 bytes size, at least 1
-//
-// The footer:
-//
-//	 0   8  offset of the trailer
-//	 8   8  sealed length of the trailer, the tag included, at most 128 MiB
-//	16   8  magic "KPLEPPOD"
-//
-// Blocks begin at 56 and leave no room between them or before the trailer; the
-// sizes of a block's chunks add up to its plain length; nothing follows the
-// footer. A reader refuses a pack in which any of this is not so.
-//
-// # A sealed blob, byte by byte
-//
-// A header as above with the magic "DOPPELMF", then AES-256-GCM of one or more
-// Zstandard frames. The key is HKDF-SHA256(audience key, salt, "doppel blob
-// v1"); the nonce is 12 zero bytes, as the key seals nothing else; the
-// associated data is magic, version and audience as above and the blob's kind
-// ("manifest"). Decoded it is at most 1 GiB.
+// FORMAT.md of package imaging describes packs and sealed sections byte by byte,
+// with the reasons.
 package store

@@ -56,7 +56,7 @@ func TestGoldenPack(t *testing.T) {
 	checkVault(t, testVault(t, m, Keys{Cluster: &goldenKey}), id, goldenChunks)
 }
 
-// doc.go describes a pack well enough to read it with nothing of this package.
+// FORMAT.md describes a pack well enough to read it with nothing of this package.
 func TestFormatAsDocumented(t *testing.T) {
 	be := binary.BigEndian
 	b := goldenPack(t)

@@ -7,7 +7,7 @@ import (
 	"fmt"
 )
 
-// The layout of a pack; doc.go has it byte by byte.
+// The layout of a pack; FORMAT.md has it byte by byte.
 const (
 	packMagic   = "DOPPELPK"
 	footerMagic = "KPLEPPOD"
