@@ -36,6 +36,12 @@ var secretRules = [...]rule{
 	{ClassNone, "usr/lib/python*/**/tests/**"},
 	{ClassNone, "usr/share/perl*/**/t/**"},
 	{ClassNone, "usr/src/linux-*/**"},
+	{ClassNone, "usr/share/cmake-*/Templates/**"},
+	// Java's stores of certificates look like its stores of keys.
+	{ClassNone, "etc/ssl/certs/java/cacerts"},
+	{ClassNone, "etc/pki/java/cacerts"},
+	{ClassNone, "etc/pki/ca-trust/extracted/java/cacerts"},
+	{ClassNone, "usr/lib/jvm/**/cacerts"},
 
 	// One machine's own: made anew on a compute node, kept by heads.
 	{ClassNode, "etc/ssh/ssh_host_*_key"},
@@ -59,6 +65,7 @@ var secretRules = [...]rule{
 	{ClassNode, "var/lib/wicked/duid.xml"},           // SUSE
 	{ClassNode, "var/lib/wicked/iaid.xml"},           //
 	{ClassNode, "var/lib/NetworkManager/secret_key"}, // stable-privacy addresses, DUID
+	{ClassNode, "var/lib/tpm/**"},
 
 	// Needed on every node to belong to the cluster.
 	{ClassCluster, "etc/munge/munge.key"},
@@ -73,6 +80,19 @@ var secretRules = [...]rule{
 	{ClassCluster, "etc/nslcd.conf"},
 	{ClassCluster, "etc/NetworkManager/system-connections/*"},
 	{ClassCluster, "etc/netplan/*"},
+	{ClassCluster, "etc/wpa_supplicant/*.conf"},
+	{ClassCluster, "etc/libnss-ldap.conf"},
+	{ClassCluster, "etc/pam_ldap.conf"},
+	{ClassCluster, "etc/chrony/chrony.keys"},
+	{ClassCluster, "etc/chrony.keys"},
+	{ClassCluster, "etc/ntp.keys"},
+	{ClassCluster, "etc/ntp/keys"},
+	{ClassCluster, "etc/ntpsec/ntp.keys"},
+	{ClassCluster, "etc/iscsi/iscsid.conf"},
+	{ClassCluster, "etc/iscsi/nodes/**"},
+	{ClassCluster, "var/lib/iscsi/nodes/**"},
+	{ClassCluster, "etc/beegfs/conn*auth*"},
+	{ClassCluster, "etc/condor/tokens.d/**"},
 
 	// Copies of hashes of passwords: an install locks those in the files above.
 	{ClassHead, "etc/shadow.*"}, // pwck, rpmsave
@@ -125,12 +145,25 @@ var secretRules = [...]rule{
 	{ClassHead, "etc/libnss-ldap.secret"},
 	{ClassHead, "etc/ldap/*.secret"},
 	{ClassHead, "etc/openldap/*.secret"},
+	{ClassHead, "etc/ldap/slapd.d/**"},
+	{ClassHead, "etc/ldap/slapd.conf"},
+	{ClassHead, "etc/openldap/slapd.d/**"},
+	{ClassHead, "etc/openldap/slapd.conf"},
+	{ClassHead, "etc/dirsrv/**"},
+	{ClassHead, "var/lib/dirsrv/**"},
+	{ClassHead, "var/lib/ipa/**"},
 	{ClassHead, "var/lib/ldap/**"},
 	{ClassHead, "var/lib/samba/private/**"},
 	{ClassHead, "etc/samba/*credentials*"},
+	{ClassHead, "etc/samba/smbpasswd"},
+	{ClassHead, "etc/*credentials*"},
 	{ClassHead, "etc/mysql/debian.cnf"},
 	{ClassHead, "root/.my.cnf"},
+	{ClassHead, "home/*/.my.cnf"},
+	{ClassHead, "root/.mylogin.cnf"},
+	{ClassHead, "home/*/.mylogin.cnf"},
 	{ClassHead, "root/.pgpass"},
+	{ClassHead, "home/*/.pgpass"},
 	{ClassHead, "var/lib/mysql/**"}, // the accounts are tables
 	{ClassHead, "var/lib/postgresql/**"},
 	{ClassHead, "var/lib/pgsql/**"}, // Red Hat
@@ -142,10 +175,47 @@ var secretRules = [...]rule{
 	{ClassHead, "etc/kubernetes/pki/**/*.key"},
 	{ClassHead, "etc/kubernetes/*.conf"},
 	{ClassHead, "etc/conserver/conserver.passwd"},
+	{ClassHead, "etc/powerman/**"},
+	{ClassHead, "etc/cluster/cluster.conf"},
+	{ClassHead, "var/lib/pacemaker/cib/**"},
+	{ClassHead, "var/lib/pcsd/**"},
+	{ClassHead, "etc/keepalived/keepalived.conf"},
+	{ClassHead, "etc/ha.d/authkeys"},
+	{ClassHead, "etc/drbd.d/**"},
+	{ClassHead, "etc/xcat/**"},
+	{ClassHead, "root/.xcat/**"},
+	{ClassHead, "etc/warewulf/nodes.conf"},
+	{ClassHead, "etc/confluent/**"},
+	{ClassHead, "cm/local/apps/cmd/etc/**"},
+	{ClassHead, "var/lib/maas/**"},
+	{ClassHead, "opt/fog/.fogsettings"},
+	{ClassHead, "etc/cobbler/users.digest"},
+	{ClassHead, "etc/cobbler/settings*"},
+	{ClassHead, "etc/foreman/**"},
+	{ClassHead, "etc/foreman-proxy/**"},
+	{ClassHead, "var/spool/pbs/server_priv/**"},
+	{ClassHead, "var/spool/torque/server_priv/**"},
+	{ClassHead, "etc/condor/passwords.d/**"},
+	{ClassHead, "var/lib/etcd/**"},
+	{ClassHead, "var/lib/rancher/*/server/**"},
+	{ClassHead, "etc/rancher/**"},
+	{ClassHead, "var/lib/vault/**"},
+	{ClassHead, "opt/vault/**"},
+	{ClassHead, "etc/target/saveconfig.json"},
 	{ClassHead, "etc/bind/*.key"},
 	{ClassHead, "etc/rndc.key"},
+	{ClassHead, "etc/named/*.key"},
+	{ClassHead, "etc/dhcp/*.key"},
+	{ClassHead, "etc/kea/*password*"},
+	{ClassHead, "etc/rsyncd.secrets"},
+	{ClassHead, "etc/freeradius/**"},
+	{ClassHead, "etc/raddb/**"},
 	{ClassHead, "etc/ppp/*-secrets"},
 	{ClassHead, "etc/postfix/sasl_passwd*"},
+	{ClassHead, "etc/ssmtp/ssmtp.conf"},
+	{ClassHead, "etc/nullmailer/remotes"},
+	{ClassHead, "etc/dovecot/users"},
+	{ClassHead, "etc/dovecot/passwd"},
 	{ClassHead, "etc/exim4/passwd.client"},
 	{ClassHead, "etc/msmtprc"},
 	{ClassHead, "etc/snmp/snmpd.conf"},
@@ -160,13 +230,52 @@ var secretRules = [...]rule{
 	{ClassHead, "root/.gnupg/private-keys-v1.d/**"},
 	{ClassHead, "root/.gnupg/secring.gpg"},
 	{ClassHead, "home/*/.gnupg/private-keys-v1.d/**"},
+	{ClassHead, "home/*/.gnupg/secring.gpg"},
+	{ClassHead, "home/*/.ssh/*.pem"},
+	{ClassHead, "home/*/.ssh/*_key"},
 	{ClassHead, "root/.netrc"},
+	{ClassHead, "home/*/.netrc"},
+	{ClassHead, "root/.authinfo*"},
+	{ClassHead, "home/*/.authinfo*"},
+	{ClassHead, "root/.git-credentials"},
+	{ClassHead, "home/*/.git-credentials"},
 	{ClassHead, "root/.aws/credentials"},
+	{ClassHead, "home/*/.aws/credentials"},
+	{ClassHead, "root/.azure/**"},
+	{ClassHead, "home/*/.azure/**"},
+	{ClassHead, "root/.config/gcloud/**"},
+	{ClassHead, "home/*/.config/gcloud/**"},
 	{ClassHead, "root/.config/gh/hosts.yml"},
+	{ClassHead, "home/*/.config/gh/hosts.yml"},
+	{ClassHead, "root/.config/rclone/rclone.conf"},
+	{ClassHead, "home/*/.config/rclone/rclone.conf"},
+	{ClassHead, "root/.s3cfg"},
+	{ClassHead, "home/*/.s3cfg"},
 	{ClassHead, "root/.docker/config.json"},
+	{ClassHead, "home/*/.docker/config.json"},
+	{ClassHead, "root/.config/containers/auth.json"},
+	{ClassHead, "home/*/.config/containers/auth.json"},
 	{ClassHead, "root/.kube/config"},
+	{ClassHead, "home/*/.kube/config"},
 	{ClassHead, "root/.vault-token"},
+	{ClassHead, "home/*/.vault-token"},
 	{ClassHead, "root/.smbcredentials"},
+	{ClassHead, "home/*/.smbcredentials"},
+	{ClassHead, "root/.pypirc"},
+	{ClassHead, "home/*/.pypirc"},
+	{ClassHead, "root/.npmrc"},
+	{ClassHead, "home/*/.npmrc"},
+	{ClassHead, "root/.msmtprc"},
+	{ClassHead, "home/*/.msmtprc"},
+	{ClassHead, "root/.config/borg/**"},
+	{ClassHead, "home/*/.config/borg/**"},
+	{ClassHead, "root/.config/restic/**"},
+	{ClassHead, "home/*/.config/restic/**"},
+	// What was typed may hold passwords.
+	{ClassHead, "root/.*_history"},
+	{ClassHead, "home/*/.*_history"},
+	{ClassHead, "root/.local/share/fish/fish_history"},
+	{ClassHead, "home/*/.local/share/fish/fish_history"},
 	{ClassHead, "etc/apt/auth.conf"},
 	{ClassHead, "etc/apt/auth.conf.d/**"},
 	{ClassHead, "etc/rhsm/**/*-key.pem"},
@@ -175,6 +284,29 @@ var secretRules = [...]rule{
 	{ClassHead, "etc/credstore/**"},
 	{ClassHead, "etc/credstore.encrypted/**"},
 	{ClassHead, "etc/cryptsetup-keys.d/**"},
+	{ClassHead, "etc/luks-keys/**"},
+	{ClassHead, "etc/keys/**"},
+	{ClassHead, "etc/zfs/keys/**"},
+	{ClassHead, "boot/grub/user.cfg"},
+	{ClassHead, "boot/grub2/user.cfg"},
+	// Services whose configuration holds their passwords.
+	{ClassHead, "etc/apache2/**/.htpasswd"},
+	{ClassHead, "etc/apache2/**/htpasswd"},
+	{ClassHead, "etc/httpd/**/.htpasswd"},
+	{ClassHead, "etc/nginx/**/.htpasswd"},
+	{ClassHead, "etc/nginx/**/htpasswd"},
+	{ClassHead, "etc/bacula/**"},
+	{ClassHead, "etc/bareos/**"},
+	{ClassHead, "etc/borgmatic/**"},
+	{ClassHead, "etc/restic/**"},
+	{ClassHead, "etc/zypp/credentials.d/**"},
+	{ClassHead, "etc/gitlab/gitlab-secrets.json"},
+	{ClassHead, "var/lib/jenkins/secrets/**"},
+	{ClassHead, "etc/grafana/grafana.ini"},
+	{ClassHead, "etc/nagios*/**/resource.cfg"},
+	{ClassHead, "etc/icinga2/**"},
+	{ClassHead, "etc/zabbix/**"},
+	{ClassHead, "etc/stunnel/psk*"},
 }
 
 // compiledRule is a rule ready to match.
@@ -199,7 +331,7 @@ func compileRules() map[string][]compiledRule {
 // rulesDigest changes with the rules and with how DetectSecret decides: what a
 // capture knew under others is not relied on.
 func rulesDigest() [sha256.Size]byte {
-	return sha256.Sum256(fmt.Appendf(nil, "detect 2 %v", secretRules))
+	return sha256.Sum256(fmt.Appendf(nil, "detect 3 %v", secretRules))
 }
 
 // Classify tells the class of the regular file at path by the table of
@@ -220,22 +352,19 @@ func Classify(path string) (c Class, known bool) {
 }
 
 // detectLength is how much of a file's beginning DetectSecret is given.
-const detectLength = 64 << 10
+const detectLength = maxChunk
 
 // DetectSecret tells whether the beginning of a file holds a private key: PEM
-// of any kind and OpenSSH's, also inside YAML, JSON or a shell script, an age
-// identity, PuTTY's format; or the memory of a machine: a swap file (mkswap(8)
-// signs the end of its first page). A program that merely knows the words holds none:
-// what follows them must look like a key.
+// of any kind and OpenSSH's, also inside YAML, JSON or a shell script, and the
+// formats of detectMore; or the memory of a machine: a swap file (mkswap(8)
+// signs the end of its first page). A program that merely knows the words holds
+// none: what follows them must look like a key.
 func DetectSecret(head []byte) bool {
 	head = head[:min(len(head), detectLength)]
-	if bytes.HasPrefix(head, []byte("PuTTY-User-Key-File-")) {
-		return true
-	}
 	if len(head) >= pageSize && string(head[pageSize-len(swapSignature):pageSize]) == swapSignature {
 		return true
 	}
-	return detectPEM(head) || detectAge(head)
+	return detectPEM(head) || detectAge(head) || detectMore(head)
 }
 
 const (
@@ -251,17 +380,27 @@ func detectPEM(b []byte) bool {
 		if i < 0 {
 			return false
 		}
-		start := i == 0 || strings.IndexByte(" \t\r\n\"'`=:|(,>", b[i-1]) >= 0 ||
+		start := i == 0 || b[i-1] == byteOrderMark[2] || strings.IndexByte(" \t\r\n\"'`=:|(,>", b[i-1]) >= 0 ||
 			i > 1 && b[i-2] == '\\' && b[i-1] == 'n' // within a JSON string, behind a certificate
 		b = b[i+len("-----BEGIN "):]
 		end := bytes.Index(b[:min(len(b), 64)], []byte("-----"))
-		if !start || end < 0 || !bytes.HasSuffix(bytes.TrimSuffix(b[:end], []byte(" BLOCK")), []byte("PRIVATE KEY")) {
+		if !start || end < 0 || !isPrivateLabel(b[:end]) {
 			continue
 		}
 		if looksLikeKey(b[end+len("-----"):]) {
 			return true
 		}
 	}
+}
+
+// byteOrderMark is what some editors begin a file with.
+const byteOrderMark = "\ufeff"
+
+// isPrivateLabel tells whether a PEM label is of something to be kept: a private
+// key, also a PGP one, or a key that OpenVPN's peers share.
+func isPrivateLabel(label []byte) bool {
+	return bytes.HasSuffix(bytes.TrimSuffix(label, []byte(" BLOCK")), []byte("PRIVATE KEY")) ||
+		bytes.HasPrefix(label, []byte("OpenVPN Static key")) || bytes.HasPrefix(label, []byte("OpenVPN tls-crypt-v2"))
 }
 
 // looksLikeKey tells whether b, which follows the first line of a private key,
