@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -125,6 +127,7 @@ func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
 		return nil, err
 	}
 	defer a.tree.release(n)
+	var found []looked
 	c := a.index.child(n)
 	for len(names) > 0 || c != nil {
 		switch {
@@ -137,24 +140,85 @@ func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
 		case len(names) > 0 && names[0] == c.name:
 			names = names[1:]
 			if a.admit(c) {
-				err = a.look(fd, c)
+				found = append(found, looked{c: c, e: a.index.entry(c)})
 			}
 		default:
 			a.admit(c)
 		}
-		if err != nil {
-			return nil, err
+		if len(found) >= lookAhead {
+			if err := a.lookAll(fd, found); err != nil {
+				return nil, err
+			}
+			found = found[:0]
 		}
 		if c.active && c.isDir() {
 			dirs = append(dirs, c)
 		}
 		c = a.index.next(c)
 	}
-	return dirs, nil
+	return dirs, a.lookAll(fd, found)
 }
 
-// look compares what is at c with its entry, content of regular files aside.
-func (a *applier) look(dir int, c *treeNode) error {
+const (
+	lookAhead = 1024 // names of a directory that are looked at together
+	lookLeast = 8    // names that are worth another goroutine
+)
+
+// looked is a name that is both in the manifest and on disk.
+type looked struct {
+	c *treeNode
+	e *Entry
+	s *seen // nil: gone by now
+}
+
+// lookAll looks at names in the directory dir, by several goroutines, and then
+// notes what follows from it.
+func (a *applier) lookAll(dir int, found []looked) error {
+	g, _ := errgroup.WithContext(a.ctx)
+	share := max(lookLeast, (len(found)+a.workers-1)/a.workers)
+	for some := range slices.Chunk(found, share) {
+		look := func() error {
+			for i := range some {
+				if err := a.look(dir, &some[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+		if len(some) == len(found) {
+			if err := look(); err != nil {
+				return err
+			}
+			break
+		}
+		g.Go(look)
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, f := range found {
+		if f.s == nil {
+			continue
+		}
+		f.c.seen = f.s
+		switch {
+		case f.s.kind == Directory && f.e.Kind != Directory:
+			if err := a.surveyObstacle(f.c); err != nil {
+				return err
+			}
+		case f.s.kind != Directory && f.s.nlink > 1:
+			a.inodeOf(f.s).names++
+		case f.s.right && f.s.meta && f.s.kind != Directory && !f.c.linked:
+			f.c.seen = &a.rights[f.s.kind] // there is no more to know of it
+		}
+	}
+	return nil
+}
+
+// look compares what is at a name with its entry, content of regular files
+// aside. It changes nothing but f.s.
+func (a *applier) look(dir int, f *looked) error {
+	c, e := f.c, f.e
 	o, err := openObject(dir, c.name)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -163,17 +227,11 @@ func (a *applier) look(dir int, c *treeNode) error {
 		return &os.PathError{Op: "stat", Path: c.path(), Err: err}
 	}
 	defer o.close()
-	e := a.index.entry(c)
 	s := seenObject(o)
-	c.seen = s
+	f.s = s
 	if s.kind == Directory {
 		s.mount = isMountRoot(o.fd, o.st.Dev, c.parent.seen.inode.dev)
 		s.mounted = s.mount || c.parent.seen.mounted
-		if e.Kind != Directory {
-			return a.surveyObstacle(c)
-		}
-	} else if s.nlink > 1 {
-		a.inodeOf(s).names++
 	}
 	if s.kind != e.Kind {
 		return nil
@@ -201,9 +259,6 @@ func (a *applier) look(dir int, c *treeNode) error {
 		s.right = unix.Major(o.st.Rdev) == e.Major && unix.Minor(o.st.Rdev) == e.Minor
 	default:
 		s.right = true
-	}
-	if s.right && s.meta && s.nlink == 1 && s.kind != Directory && !c.linked {
-		c.seen = &a.rights[s.kind] // there is no more to know of it
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ import (
 //	records: their length, then
 //	  length of the path's beginning that is the last path's too, the rest,
 //	  inode, modification and change time, size, class, inode flags, project,
-//	  content
+//	  count of extended attributes, names and values; content
 //	a zero in place of a length, SHA-256 of all before it
 //
 // The device is not part of it: its number changes from boot to boot. A cache
@@ -36,7 +36,7 @@ const cacheMagic = "doppel capture cache 2\n"
 const maxRecord = 1 << 30
 
 // record is what a cache says of one file. Its entry has Path, MTime, Size,
-// Class, Flags, Project, Extents and Chunks.
+// Class, Flags, Project, Xattrs, Extents and Chunks.
 type record struct {
 	entry Entry
 	ino   uint64
@@ -58,15 +58,15 @@ func (r *record) append(b []byte, last string) []byte {
 	}
 	b = append(appendUint(b, uint64(r.entry.Size)), byte(r.entry.Class))
 	b = appendUint(appendUint(b, uint64(r.entry.Flags)), uint64(r.entry.Project))
+	b = appendXattrs(b, r.entry.Xattrs)
 	return appendContent(b, &r.entry)
 }
 
 func decodeRecord(b []byte, last string) (*record, error) {
 	d := decoder{b: b}
 	r := &record{}
-	var names slab
 	r.entry.Kind = Regular
-	r.entry.Path = d.path(last, &names)
+	r.entry.Path = d.path(last, nil)
 	r.ino = d.uint(1<<64-1, "inode")
 	for _, t := range []*Time{&r.entry.MTime, &r.ctime} {
 		t.Sec = d.int("time")
@@ -75,6 +75,7 @@ func decodeRecord(b []byte, last string) (*record, error) {
 	r.entry.Size = int64(d.uint(maxSize, "size"))
 	r.entry.Class = Class(d.byte())
 	r.entry.Flags, r.entry.Project = d.uint32("inode flags"), d.uint32("project")
+	decodeXattrs(&d, &r.entry)
 	decodeContent(&d, &r.entry)
 	if err := d.finish("record"); err != nil {
 		return nil, err

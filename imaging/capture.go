@@ -272,10 +272,13 @@ func (k *capture) record(ctx context.Context, vault *store.Vault, m *Manifest) (
 	return k.report(v, unchanged), nil
 }
 
-// readable tells whether the version's manifest is still there and good. If it
+// readable tells whether the version's manifest is still what was written. If it
 // is not, the same tree makes another version.
 func (k *capture) readable(ctx context.Context, v Version) bool {
-	_, err := k.catalog.Manifest(ctx, v)
+	b, err := store.OpenBlob(ctx, k.st, store.KindManifest, v.Blob)
+	if err == nil {
+		err = errors.Join(b.Finish(), b.Close())
+	}
 	if err != nil {
 		k.o.Log.Warn("the latest version cannot be read", "image", v.Ref(), "error", err)
 	}

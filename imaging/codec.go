@@ -116,10 +116,15 @@ func appendEntry(b []byte, e *Entry, last string, back int) []byte {
 		b = appendUint(appendUint(b, uint64(e.Flags)), uint64(e.Project))
 	}
 	if flags&flagXattrs != 0 {
-		b = appendUint(b, uint64(len(e.Xattrs)))
-		for _, x := range e.Xattrs {
-			b = appendBytes(appendString(b, x.Name), x.Value)
-		}
+		b = appendXattrs(b, e.Xattrs)
+	}
+	return b
+}
+
+func appendXattrs(b []byte, list []Xattr) []byte {
+	b = appendUint(b, uint64(len(list)))
+	for _, x := range list {
+		b = appendBytes(appendString(b, x.Name), x.Value)
 	}
 	return b
 }
@@ -331,15 +336,19 @@ func decodeEntry(d *decoder, last string, names *slab, e *Entry) (back uint64) {
 	}
 	if flags&flagXattrs != 0 {
 		decodeXattrs(d, e)
+		if d.err == nil && len(e.Xattrs) == 0 {
+			d.fail("%q says it has extended attributes and has none", e.Path)
+		}
 	}
 	return 0
 }
 
 func decodeXattrs(d *decoder, e *Entry) {
-	e.Xattrs = make([]Xattr, d.count(2, "extended attributes"))
-	if d.err == nil && len(e.Xattrs) == 0 {
-		d.fail("%q says it has extended attributes and has none", e.Path)
+	n := d.count(2, "extended attributes")
+	if n == 0 {
+		return
 	}
+	e.Xattrs = make([]Xattr, n)
 	for i := range e.Xattrs {
 		e.Xattrs[i].Name = string(d.bytes(maxXattrName, "extended attribute's name"))
 		e.Xattrs[i].Value = bytes.Clone(d.bytes(maxXattrValue, "extended attribute"))

@@ -91,7 +91,7 @@ func (c *collector) item(ctx context.Context, it *item) error {
 func (c *collector) file(ctx context.Context, it *item) error {
 	if it.content != nil {
 		it.node.Extents, it.node.Chunks = it.content.Extents, it.content.Chunks
-		it.node.Flags, it.node.Project = it.content.Flags, it.content.Project
+		it.node.Flags, it.node.Project, it.node.Xattrs = it.content.Flags, it.content.Project, it.content.Xattrs
 		return nil
 	}
 	if it.node.Size == 0 {

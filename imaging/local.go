@@ -104,11 +104,18 @@ func (d *localDir) Names(ctx context.Context) ([]string, error) {
 
 func (d *localDir) Self(ctx context.Context) (Node, error) { return flaggedNodeOf(d.fd) }
 
-// Stat looks at name through a descriptor of the kind that opens nothing
-// (O_PATH), so that all it tells is about one and the same inode. Inode flags
-// and projects cannot be read like this: a directory tells them itself, a file
-// when it is opened. An empty one is opened here.
+// Stat looks at what is no regular file, or an empty one, through a descriptor
+// of the kind that opens nothing (O_PATH), so that all it tells is about one and
+// the same inode. Most names are of files with something in them, which tell
+// their extended attributes when they are opened, if they have to be.
 func (d *localDir) Stat(ctx context.Context, name string) (Node, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return Node{}, err
+	}
+	if n := nodeOfStat(&st); n.Kind == Regular && n.Size > 0 {
+		return n, nil
+	}
 	fd, err := openRetry(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return Node{}, err

@@ -47,7 +47,7 @@ func ScanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink) error 
 
 // scan is one run of ScanTree. Its stages hand items on in the walk's order:
 //
-//	walk → batches → dispatch → items → collect → blocks → encode → encoded → deliver
+//	walk → walked → ask → batches → dispatch → items → collect → blocks → encode → encoded → deliver
 //	                     └→ jobs → read (small files, several at a time)
 type scan struct {
 	tree    Tree
@@ -59,6 +59,7 @@ type scan struct {
 	left    map[string]left
 	rootDev uint64
 
+	walked  chan []*item
 	batches chan []*item
 	items   chan *item
 	jobs    chan *item
@@ -77,6 +78,7 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 		req:     req,
 		sink:    sink,
 		start:   now(),
+		walked:  make(chan []*item, 2),
 		batches: make(chan []*item, 1),
 		items:   make(chan *item, batchItems),
 		jobs:    make(chan *item),
@@ -97,7 +99,8 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 		s.left = s.mounts.left(s.excludedWithin)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { defer close(s.batches); return s.walk(ctx) })
+	g.Go(func() error { defer close(s.walked); return s.walk(ctx) })
+	g.Go(func() error { defer close(s.batches); return s.ask(ctx) })
 	g.Go(func() error { defer close(s.items); defer close(s.jobs); return s.dispatch(ctx) })
 	for range readers {
 		g.Go(func() error { return s.readSmall(ctx) })
@@ -117,9 +120,11 @@ func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now fu
 
 // release lets go of what an error left in the stages.
 func (s *scan) release() {
-	for batch := range s.batches {
-		for _, it := range batch {
-			it.letGo()
+	for _, batches := range []chan []*item{s.walked, s.batches} {
+		for batch := range batches {
+			for _, it := range batch {
+				it.letGo()
+			}
 		}
 	}
 	for it := range s.items {

@@ -36,7 +36,7 @@ func (s *captureSink) Cached(ctx context.Context, class []Class, files []Stamp) 
 			continue
 		}
 		if s.whole(&r.entry) {
-			answers[i] = &Content{Extents: r.entry.Extents, Chunks: r.entry.Chunks, Flags: r.entry.Flags, Project: r.entry.Project}
+			answers[i] = &Content{Extents: r.entry.Extents, Chunks: r.entry.Chunks, Flags: r.entry.Flags, Project: r.entry.Project, Xattrs: r.entry.Xattrs}
 		}
 	}
 	return answers, nil
@@ -150,7 +150,7 @@ func (c *captureCache) add(e *Entry, s *Stamp) {
 	c.new.add(&record{
 		entry: Entry{
 			Path: e.Path, Kind: Regular, MTime: s.MTime, Size: e.Size, Class: e.Class,
-			Flags: e.Flags, Project: e.Project, Extents: e.Extents, Chunks: e.Chunks,
+			Flags: e.Flags, Project: e.Project, Xattrs: e.Xattrs, Extents: e.Extents, Chunks: e.Chunks,
 		},
 		ino:   s.Ino,
 		ctime: s.CTime,

@@ -53,6 +53,7 @@ type Content struct {
 	Chunks  []store.Chunk
 	Flags   uint32
 	Project uint32
+	Xattrs  []Xattr
 }
 
 // Sink takes what a scan finds. A scan calls it from one goroutine at a time

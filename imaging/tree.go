@@ -24,7 +24,8 @@ type Dir interface {
 	Names(ctx context.Context) ([]string, error)
 	// Self tells about the directory itself.
 	Self(ctx context.Context) (Node, error)
-	// Stat tells about name.
+	// Stat tells about name. Of a regular file that is not empty it may leave out
+	// extended attributes, inode flags and project, which File.Stat tells.
 	Stat(ctx context.Context, name string) (Node, error)
 	// Dir opens the directory name, and gives fs.ErrNotExist when name is no
 	// longer a directory.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
+
 	"doppel/imaging/store"
 )
 
@@ -79,17 +81,21 @@ func (c *Catalog) VerifyDepth(ctx context.Context, refs []string, depth store.De
 	}
 	k := check{catalog: c, vault: vault, fn: fn, bad: make(map[store.Ref]error)}
 	whole := len(refs) == 0
-	if err := k.load(ctx, versions); err != nil {
-		return err
-	}
-	if depth > store.Tables {
-		if err := k.readData(ctx, st, keys, depth, whole); err != nil {
-			return err
-		}
-	} else if whole {
+	switch {
+	case depth > store.Tables && whole:
+		err = k.readAll(ctx, versions, depth)
+	case depth > store.Tables:
+		err = k.readNeeded(ctx, st, keys, versions, depth)
+	default:
+		err = k.load(ctx, versions)
 		for _, f := range vault.Damaged() {
-			fn(ImageFault{Err: f.Err})
+			if whole {
+				fn(ImageFault{Err: f.Err})
+			}
 		}
+	}
+	if err != nil || !k.incomplete && len(k.bad) == 0 {
+		return err
 	}
 	return k.report(ctx)
 }
@@ -111,21 +117,21 @@ func (c *Catalog) versionsToCheck(ctx context.Context, refs []string, fn func(Im
 	return list, nil
 }
 
-// check is one run of Verify. Manifests are read twice, once to learn which
-// packs matter and once to name what is wrong: one at a time fits in memory,
-// all may not.
+// check is one run of Verify. Manifests are read once to learn which packs
+// matter and, if something is wrong, once more to name it: one at a time fits in
+// memory, all may not.
 type check struct {
-	catalog  *Catalog
-	vault    *store.Vault
-	fn       func(ImageFault)
-	versions []Version // whose manifests could be read
-	needed   map[store.Ref]struct{}
-	bad      map[store.Ref]error
+	catalog    *Catalog
+	vault      *store.Vault
+	fn         func(ImageFault)
+	versions   []Version // whose manifests could be read
+	needed     []bool    // by the chunk's number in vault
+	incomplete bool      // something that is needed is not there, or of another size
+	bad        map[store.Ref]error
 }
 
 // load reads the manifests and reports those that cannot be.
 func (k *check) load(ctx context.Context, versions []Version) error {
-	k.needed = make(map[store.Ref]struct{})
 	for _, v := range versions {
 		m, err := k.catalog.Manifest(ctx, v)
 		if err != nil {
@@ -137,10 +143,30 @@ func (k *check) load(ctx context.Context, versions []Version) error {
 		}
 		k.versions = append(k.versions, v)
 		for ref := range m.Refs() {
-			k.needed[ref.Ref] = struct{}{}
+			number, ok := k.vault.Find(ref.Ref)
+			if size, _ := k.vault.Size(ref.Ref); !ok || size != ref.Size {
+				k.incomplete = true
+			}
+			if ok {
+				k.need(number)
+			}
 		}
 	}
 	return nil
+}
+
+// need notes that a version needs a chunk.
+func (k *check) need(number uint32) {
+	for int(number) >= len(k.needed) {
+		k.needed = append(k.needed, false)
+	}
+	k.needed[number] = true
+}
+
+// needs tells whether a version needs a chunk.
+func (k *check) needs(ref store.Ref) bool {
+	number, ok := k.vault.Find(ref)
+	return ok && int(number) < len(k.needed) && k.needed[number]
 }
 
 // isDataFault tells whether err is about what is in the store, and not about
@@ -152,37 +178,54 @@ func isDataFault(err error) bool {
 	return errors.As(err, &missing) || errors.As(err, &corrupt) || errors.As(err, &wrong)
 }
 
-// readData reads the packs of the versions, or all there are, and notes which
-// chunks are bad.
-func (k *check) readData(ctx context.Context, st store.Store, keys store.Keys, depth store.Depth, whole bool) error {
-	vault := k.vault
-	if !whole {
-		var present []store.Ref
-		for ref := range k.needed {
-			if vault.Has(ref) {
-				present = append(present, ref)
-			}
-		}
-		packs, err := vault.PacksOf(present)
-		if err != nil || len(packs) == 0 {
-			return err
-		}
-		if vault, err = store.OpenVault(ctx, st, keys, packs); err != nil {
-			return err
-		}
+// readAll reads the manifests and, meanwhile, all packs.
+func (k *check) readAll(ctx context.Context, versions []Version, depth store.Depth) error {
+	var faults []store.Fault
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return k.load(ctx, versions) })
+	g.Go(func() error {
+		return k.vault.Verify(ctx, depth, func(f store.Fault) { faults = append(faults, f) })
+	})
+	if err := g.Wait(); err != nil {
+		return err
 	}
-	return vault.Verify(ctx, depth, func(f store.Fault) {
-		lost := f.Lost
-		named := false
-		for _, ref := range lost {
-			_, needed := k.needed[ref]
-			named = named || needed
-			k.bad[ref] = f.Err
-		}
-		if whole && !named {
+	for _, f := range faults {
+		if !k.spoils(f) {
 			k.fn(ImageFault{Chunk: f.Chunk, Err: f.Err})
 		}
-	})
+	}
+	return nil
+}
+
+// readNeeded reads the manifests and then the packs that hold what is needed.
+func (k *check) readNeeded(ctx context.Context, st store.Store, keys store.Keys, versions []Version, depth store.Depth) error {
+	if err := k.load(ctx, versions); err != nil {
+		return err
+	}
+	var numbers []uint32
+	for number, needed := range k.needed {
+		if needed {
+			numbers = append(numbers, uint32(number))
+		}
+	}
+	packs := k.vault.PacksOfNumbers(numbers)
+	if len(packs) == 0 {
+		return nil
+	}
+	some, err := store.OpenVault(ctx, st, keys, packs)
+	if err != nil {
+		return err
+	}
+	return some.Verify(ctx, depth, func(f store.Fault) { k.spoils(f) })
+}
+
+// spoils notes what is lost by a fault, and tells whether any of it is needed.
+func (k *check) spoils(f store.Fault) (needed bool) {
+	for _, ref := range f.Lost {
+		needed = needed || k.needs(ref)
+		k.bad[ref] = f.Err
+	}
+	return needed
 }
 
 // report names every path that a bad or missing chunk is part of.

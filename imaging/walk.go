@@ -369,12 +369,38 @@ func (w *walker) add(ctx context.Context, it *item) error {
 	return nil
 }
 
-// flush asks the sink which files of the batch it knows, and hands it on.
+// flush hands the batch on.
 func (w *walker) flush(ctx context.Context) error {
+	if err := send(ctx, w.walked, w.batch); err != nil {
+		return err
+	}
+	w.batch = make([]*item, 0, batchItems)
+	clear(w.dirs)
+	return nil
+}
+
+// ask asks the sink which files of each batch it knows, while the walk goes on.
+func (s *scan) ask(ctx context.Context) error {
+	for batch := range s.walked {
+		err := s.askBatch(ctx, batch)
+		if err == nil {
+			err = send(ctx, s.batches, batch)
+		}
+		if err != nil {
+			for _, it := range batch {
+				it.letGo()
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scan) askBatch(ctx context.Context, batch []*item) error {
 	var asked []*item
 	var classes []Class
 	var stamps []Stamp
-	for _, it := range w.batch {
+	for _, it := range batch {
 		if it.wanted() {
 			asked = append(asked, it)
 			classes = append(classes, it.node.Class)
@@ -382,7 +408,7 @@ func (w *walker) flush(ctx context.Context) error {
 		}
 	}
 	if len(asked) > 0 {
-		known, err := w.sink.Cached(ctx, classes, stamps)
+		known, err := s.sink.Cached(ctx, classes, stamps)
 		if err != nil {
 			return err
 		}
@@ -393,16 +419,11 @@ func (w *walker) flush(ctx context.Context) error {
 			it.content = known[i]
 		}
 	}
-	for _, it := range w.batch {
+	for _, it := range batch {
 		if it.content != nil && !it.also {
 			it.letGo()
 		}
 	}
-	if err := send(ctx, w.batches, w.batch); err != nil {
-		return err
-	}
-	w.batch = make([]*item, 0, batchItems)
-	clear(w.dirs)
 	return nil
 }
 

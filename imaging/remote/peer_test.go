@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"doppel/imaging/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -343,7 +345,7 @@ func TestLyingHead(t *testing.T) {
 		"nothing":  "",
 		"chatter":  "bash: warning\n",
 		"flood":    strings.Repeat("y\n", 1<<16),
-		"imposter": "\x00doppel\x01wire\x02\x20\x00\x00\x00\x23\x01\x01x" + strings.Repeat("\x00", 32),
+		"imposter": "\x00doppel\x01wire\x02\x20\x00\x00\x00\x23" + string(rune(wire.Version)) + "\x01x" + strings.Repeat("\x00", 32),
 		"length":   "\x00doppel\x01wire\x02\x20\xff\xff\xff\xff",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -23,7 +23,8 @@ const (
 	// MaxBlob bounds what ReadBlob reads, and the plain bytes of a segment.
 	MaxBlob = 1 << 30
 
-	lastSegment = 1 << 31 // in a segment's length: none follows
+	lastSegment  = 1 << 31 // in a segment's length: none follows
+	finishBuffer = 128 << 10
 )
 
 // Sealer compresses and seals a section of a blob, segment by segment, for an
@@ -236,8 +237,15 @@ func (b *BlobReader) Read(p []byte) (int, error) {
 // Finish reads what is left and holds all that was read against the blob's
 // name.
 func (b *BlobReader) Finish() error {
-	if _, err := io.Copy(io.Discard, b); err != nil {
-		return fmt.Errorf("reading %s %s: %w", b.kind, b.id, err)
+	// io.Copy would go by 8 KiB.
+	for buf := make([]byte, finishBuffer); ; {
+		_, err := b.Read(buf)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s %s: %w", b.kind, b.id, err)
+		}
 	}
 	if got := ID(b.sum.Sum(nil)); got != b.id {
 		return &CorruptError{What: string(b.kind), ID: b.id, Detail: "its bytes have the digest " + got.String()}

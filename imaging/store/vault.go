@@ -313,6 +313,21 @@ func (v *Vault) PacksOf(refs []Ref) ([]ID, error) {
 	return ids, nil
 }
 
+// PacksOfNumbers is PacksOf for chunks that are known by their numbers.
+func (v *Vault) PacksOfNumbers(numbers []uint32) []ID {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var ids []ID
+	seen := make([]bool, len(v.packs))
+	for _, n := range numbers {
+		if p := v.at(n).pack; !seen[p] {
+			seen[p] = true
+			ids = append(ids, v.packs[p].id)
+		}
+	}
+	return ids
+}
+
 // Unused gives the packs in which no chunk is live. Damaged packs and those of
 // an audience whose key is not held are never among them, as what they hold is
 // not known.

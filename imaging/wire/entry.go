@@ -195,6 +195,9 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 		}
 	}
 	if flags&hasXattrs != 0 {
+		if flags&asCached != 0 {
+			d.fail("an entry with its extended attributes twice")
+		}
 		e.Xattrs = d.xattrs()
 	}
 	path := e.Path
@@ -227,7 +230,7 @@ func (x *entryDecoder) content(d *decoder, e *imaging.Entry, flags byte) {
 			return
 		}
 		e.Chunks, e.Extents = c.Chunks, c.Extents
-		e.Flags, e.Project = c.Flags, c.Project
+		e.Flags, e.Project, e.Xattrs = c.Flags, c.Project, c.Xattrs
 	case flags&runsBefore != 0:
 		e.Chunks, e.Extents = x.pending.chunks, x.pending.extents
 		x.pending = runs{}
