@@ -26,7 +26,7 @@ type collector struct {
 }
 
 func (s *scan) collect(ctx context.Context) error {
-	c := &collector{scan: s, open: make(map[store.Audience]*rawBlock)}
+	c := &collector{scan: s, open: make(map[store.Audience]*rawBlock), data: make([]byte, 0, askBytes+maxChunk)}
 	for it := range s.items {
 		err := c.item(ctx, it)
 		it.letGo()

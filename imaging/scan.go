@@ -20,13 +20,13 @@ const (
 	batchDirs    = 64            // directories a batch may hold open
 	openDirs     = 256           // directories the walk itself holds open
 	smallFile    = chunkerBuffer // read ahead, by several readers
-	readAhead    = 32 << 20      // bytes of small files read ahead
+	readAhead    = 16 << 20      // bytes of small files read ahead
 	readers      = 8             // which hides a network's latency, and a disk's
 	askBytes     = 4 << 20       // of chunks, before the sink is asked about them
 	askChunks    = 1024          // likewise
 	blockTarget  = 4 << 20       // plain bytes of a block
 	blockRoom    = blockTarget + maxChunk
-	encodedAhead = 3               // blocks, while the sink is busy
+	encodedAhead = 2               // blocks, while the sink is busy
 	maxTries     = 3               // to read a file that does not hold still
 	progressGap  = time.Second / 4 // between two calls of Progress
 )

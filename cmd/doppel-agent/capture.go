@@ -27,7 +27,7 @@ const leave = 5 * time.Second
 
 // memoryLimit is what the garbage collector keeps the agent to, softly: a head
 // in use has better things to do with its memory.
-const memoryLimit = 256 << 20
+const memoryLimit = 120 << 20
 
 // runCapture is the far end of a capture: it speaks imaging/wire on its
 // standard input and output, and ends when its input does. With --unlink it
@@ -54,6 +54,7 @@ func runCapture(ctx context.Context, args []string) error {
 	// that kills without a word.
 	signal.Ignore(syscall.SIGPIPE)
 	debug.SetMemoryLimit(memoryLimit)
+	debug.SetGCPercent(30)
 	yield()
 
 	stdin := &input{File: os.Stdin}

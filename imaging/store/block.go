@@ -26,6 +26,8 @@ var (
 		e, _ := zstd.NewWriter(nil,
 			zstd.WithEncoderLevel(zstd.SpeedDefault),
 			zstd.WithEncoderConcurrency(1),
+			// A block is hardly longer, and an encoder takes twice the window.
+			zstd.WithWindowSize(4<<20),
 			// Text without repetitions (base64, hexadecimal digits) shrinks by
 			// its letters alone.
 			zstd.WithAllLitEntropyCompression(true),
