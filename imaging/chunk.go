@@ -97,6 +97,7 @@ type Chunker struct {
 	buf        []byte
 	start, end int // of what is in buf and not yet given out
 	err        error
+	looks      looks
 }
 
 // chunkerBuffer makes reads large; what is copied down to make room is at
@@ -109,14 +110,13 @@ func (c *Chunker) Reset(r io.Reader) {
 		c.buf = make([]byte, chunkerBuffer)
 	}
 	c.r, c.start, c.end, c.err = r, 0, 0, nil
+	c.looks = looks{}
 }
 
 // Next gives the next chunk, which is good until Next is called again, and
 // io.EOF behind the last one.
 func (c *Chunker) Next() ([]byte, error) {
-	if c.end-c.start < maxChunk && c.err == nil {
-		c.fill()
-	}
+	c.ahead()
 	if c.err != nil && c.err != io.EOF {
 		return nil, c.err
 	}
@@ -129,16 +129,17 @@ func (c *Chunker) Next() ([]byte, error) {
 	return chunk, nil
 }
 
-// Peek gives up to n bytes of what comes next, at most what Next could give.
-func (c *Chunker) Peek(n int) []byte {
-	if c.end-c.start < maxChunk && c.err == nil {
+// ahead reads so far ahead that behind the next chunk there still is what Secret
+// looks at again, unless the input ends before.
+func (c *Chunker) ahead() {
+	if c.end-c.start < maxChunk+lookBack && c.err == nil {
 		c.fill()
 	}
-	return c.buf[c.start:min(c.end, c.start+n)]
 }
 
 // fill reads until the buffer is full or the input at its end.
 func (c *Chunker) fill() {
+	c.looks.at = max(0, c.looks.at-c.start)
 	c.end = copy(c.buf, c.buf[c.start:c.end])
 	c.start = 0
 	for empty := 0; c.end < len(c.buf) && c.err == nil; {

@@ -1,6 +1,9 @@
 package imaging
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -51,7 +54,8 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// TestSecretRules: each rule is a pattern, in a directory that is named.
+// TestSecretRules: each rule is a pattern that is found for a file it stands for,
+// and not overruled there by one of another class.
 func TestSecretRules(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, r := range secretRules {
@@ -60,13 +64,16 @@ func TestSecretRules(t *testing.T) {
 			t.Error(err)
 			continue
 		}
-		if strings.ContainsAny(g[0], "*?[") || len(g) < 2 {
+		if g[0] != "**" && strings.ContainsAny(g[0], "*?[") {
 			t.Errorf("%q does not begin with a directory", r.pattern)
 		}
 		if seen[r.pattern] {
 			t.Errorf("%q is there twice", r.pattern)
 		}
 		seen[r.pattern] = true
+		if class, known := Classify(samplePath(r.pattern)); !known || class != r.class {
+			t.Errorf("%q, which %q stands for, is of class %v (%v), want %v", samplePath(r.pattern), r.pattern, class, known, r.class)
+		}
 	}
 }
 
@@ -111,7 +118,20 @@ func FuzzDetectSecret(f *testing.F) {
 	f.Add([]byte("-----BEGIN RSA PRIVATE KEY-----\n" + base64Lines))
 	f.Add([]byte("\\n-----BEGIN -----BEGIN PRIVATE KEY-----\\n"))
 	f.Add([]byte("AGE-SECRET-KEY-PQ-1QQ"))
-	f.Fuzz(func(t *testing.T, b []byte) { DetectSecret(b) })
+	files, err := filepath.Glob("testdata/secrets/*")
+	must(f, err)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		must(f, err)
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var c Chunker
+		c.Reset(bytes.NewReader(b))
+		if found := DetectSecret(b); len(b) < chunkerBuffer && c.Secret() != found {
+			t.Errorf("read piece by piece: %v", !found)
+		}
+	})
 }
 
 func TestGlob(t *testing.T) {

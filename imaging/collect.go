@@ -121,7 +121,7 @@ func (c *collector) file(ctx context.Context, it *item) error {
 	it.node = it.read.node
 	it.node.Extents, it.node.Chunks = it.read.content.Extents, it.read.content.Chunks
 	if detected {
-		it.note(NoteSecret, "it looks like a private key or a swap file, and no rule knows it")
+		it.note(NoteSecret, DetectedSecret)
 	}
 	return nil
 }

@@ -30,7 +30,10 @@ type reader struct {
 // settled, the bytes are good until taker returns.
 type taker func(ctx context.Context, node *Node, c store.Chunk, b []byte) error
 
-var errTooLarge = errors.New("too large to read ahead")
+var (
+	errTooLarge    = errors.New("too large to read ahead")
+	errSecretAfter = errors.New("a secret comes behind what was taken as none")
+)
 
 // readSmall reads small files ahead of the collector.
 func (s *scan) readSmall(ctx context.Context) error {
@@ -66,6 +69,11 @@ func (s *scan) readFile(ctx context.Context, it *item, r *reader, limit int64, r
 		got, steady, err := s.readOnce(ctx, it, r, limit, take)
 		if errors.Is(err, errTooLarge) {
 			return nil, err
+		}
+		if errors.Is(err, errSecretAfter) {
+			it.secret = true
+			try-- // it was not the file's fault
+			continue
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			it.gone = true
@@ -103,6 +111,9 @@ func (s *scan) readOnce(ctx context.Context, it *item, r *reader, limit int64, t
 		return nil, false, err
 	}
 	got.node.Path, got.node.Class = it.node.Path, it.node.Class
+	if it.secret {
+		got.node.Class = ClassHead
+	}
 	if got.node.Size > limit {
 		return nil, false, errTooLarge
 	}
@@ -111,7 +122,7 @@ func (s *scan) readOnce(ctx context.Context, it *item, r *reader, limit int64, t
 			return nil, false, err
 		}
 	}
-	if err := s.readContent(ctx, f, it.known, got, r, take); err != nil {
+	if err := s.readContent(ctx, f, it.known || it.secret, got, r, take); err != nil {
 		return nil, false, err
 	}
 	after, err := f.Stat(ctx)
@@ -123,13 +134,17 @@ func (s *scan) readOnce(ctx context.Context, it *item, r *reader, limit int64, t
 	return got, steady, nil
 }
 
-// readContent chunks the data of the open file.
+// readContent chunks the data of the open file. A file that no rule knows is
+// looked into for secrets before any of it is taken; only in one larger than the
+// Chunker's buffer a secret can still come behind chunks that were taken, and is
+// errSecretAfter then: the file has to be read anew. Those chunks are of no entry,
+// and in the store, for every node, until the next prune.
 func (s *scan) readContent(ctx context.Context, f File, known bool, got *reading, r *reader, take taker) error {
 	e := Entry{Size: got.node.Size, Extents: got.content.Extents}
 	r.extents = extentReader{ctx: ctx, file: f, extents: e.Data()}
 	r.chunker.Reset(&r.extents)
-	if !known && DetectSecret(r.chunker.Peek(detectLength)) {
-		got.node.Class = ClassHead
+	if !known && r.chunker.Secret() {
+		got.node.Class, known = ClassHead, true
 	}
 	for {
 		b, err := r.chunker.Next()
@@ -139,6 +154,9 @@ func (s *scan) readContent(ctx context.Context, f File, known bool, got *reading
 		}
 		if err != nil {
 			return err
+		}
+		if !known && r.chunker.Secret() {
+			return errSecretAfter
 		}
 		s.bytesRead.Add(int64(len(b)))
 		c := store.Chunk{ID: store.Sum(b), Size: uint32(len(b))}

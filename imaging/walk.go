@@ -21,6 +21,7 @@ type item struct {
 	notes []Note
 
 	known   bool     // a rule knows the path, no need to look inside
+	secret  bool     // something in it is for heads only
 	content *Content // from the last capture
 
 	memory int64         // of the read-ahead

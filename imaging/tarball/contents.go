@@ -67,11 +67,11 @@ func (c *contents) beginning(ctx context.Context, path string, limit int) ([]byt
 		return nil, nil
 	}
 	var b []byte
-	for _, chunk := range ino.entry.Chunks {
+	for i, chunk := range ino.entry.Chunks {
 		if len(b) >= limit {
 			break
 		}
-		part, err := c.back.Recall(ctx, store.Ref{Audience: ino.stored.Audience(), ID: chunk.ID})
+		part, err := c.back.Recall(ctx, store.Ref{Audience: ino.audience(i), ID: chunk.ID})
 		if err != nil {
 			return nil, fmt.Errorf("read %s of the archive: %w", path, err)
 		}

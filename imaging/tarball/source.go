@@ -12,7 +12,6 @@ import (
 )
 
 const (
-	detectLength = 64 << 10 // of a file's beginning, for imaging.DetectSecret
 	batchEntries = 256
 	progressGap  = time.Second / 4
 )
@@ -119,7 +118,7 @@ func (s *source) content(ctx context.Context, m *Member, ino *inode) error {
 	}
 	class, known := imaging.Classify(path)
 	if m.Size > 0 {
-		ino.detected = imaging.DetectSecret(s.chunker.Peek(detectLength))
+		ino.detected = s.chunker.Secret()
 	}
 	if !known && ino.detected {
 		class = imaging.ClassHead
@@ -136,6 +135,12 @@ func (s *source) content(ctx context.Context, m *Member, ino *inode) error {
 		}
 		if err != nil {
 			return s.reader.fault(m.Name, m.Offset, err)
+		}
+		if !ino.detected && s.chunker.Secret() {
+			ino.detected = true
+			if !known {
+				class, ino.stored, ino.early = imaging.ClassHead, imaging.ClassHead, len(ino.entry.Chunks)
+			}
 		}
 		chunk := store.Chunk{ID: store.Sum(b), Size: uint32(len(b))}
 		ino.entry.Chunks = append(ino.entry.Chunks, chunk)
@@ -160,8 +165,16 @@ func (i *inode) class() (c imaging.Class, unknown bool) {
 	return c, false
 }
 
+// audience is whom chunk i of a file was stored for.
+func (i *inode) audience(chunk int) store.Audience {
+	if chunk < i.early {
+		return store.Cluster
+	}
+	return i.stored.Audience()
+}
+
 // reseal stores again, for the right audience, what came under a name that is
-// not the first of its file.
+// not the first of its file, or in front of the secret in it.
 func (s *source) reseal(ctx context.Context, paths []string, back imaging.Recaller) error {
 	for _, path := range paths {
 		ino := s.tree.names[path]
@@ -169,11 +182,12 @@ func (s *source) reseal(ctx context.Context, paths []string, back imaging.Recall
 			continue
 		}
 		class, _ := ino.class()
-		from, to := ino.stored.Audience(), class.Audience()
-		if from == to {
-			continue
-		}
-		for _, c := range ino.entry.Chunks {
+		to := class.Audience()
+		for i, c := range ino.entry.Chunks {
+			from := ino.audience(i)
+			if from == to {
+				continue
+			}
 			b, err := back.Recall(ctx, store.Ref{Audience: from, ID: c.ID})
 			if err == nil {
 				err = s.in.take(ctx, store.Ref{Audience: to, ID: c.ID}, b)
@@ -182,7 +196,7 @@ func (s *source) reseal(ctx context.Context, paths []string, back imaging.Recall
 				return fmt.Errorf("store %q for its class: %w", path, err)
 			}
 		}
-		ino.stored = class
+		ino.stored, ino.early = class, 0
 	}
 	return nil
 }
@@ -208,7 +222,7 @@ func (s *source) emit(ctx context.Context, paths []string) error {
 			}
 			e = imaging.Entry{Path: path, Kind: imaging.HardLink, Target: ino.first, Class: max(class, own)}
 		} else if unknown {
-			note := imaging.Note{Path: path, Kind: imaging.NoteSecret, Detail: "it looks like a private key or a swap file, and no rule knows it"}
+			note := imaging.Note{Path: path, Kind: imaging.NoteSecret, Detail: imaging.DetectedSecret}
 			if err := s.sink.Note(ctx, note); err != nil {
 				return err
 			}

@@ -22,7 +22,8 @@ type inode struct {
 	entry    imaging.Entry // without Path and Class
 	acl      [2]string
 	detected bool          // its content looks like a secret
-	stored   imaging.Class // its content was stored under
+	stored   imaging.Class // its content was stored under, but
+	early    int           // so many chunks for everyone
 	offset   int64         // of its member
 	children int           // names in it, of a directory
 	made     bool          // no member told of the directory

@@ -1,6 +1,7 @@
 package tarball
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +139,38 @@ func TestTimes(t *testing.T) {
 	for _, text := range []string{"x", "1.x", "1e9", "--1", "1.-1", "99999999999999999999", "-9223372036854775808"} {
 		if got, err := paxTime(text); err == nil {
 			t.Errorf("%q is taken for %+v", text, got)
+		}
+	}
+}
+
+// A key behind more than is read ahead makes the whole file one for heads: what
+// came in front of it is stored again.
+func TestImportLateSecret(t *testing.T) {
+	before := noise(5<<20, 1)
+	mail := string(before) + "\n-----BEGIN PRIVATE KEY-----\n" + strings.Repeat("MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n", 3) + "canary"
+	c := openCatalog(t)
+	r, err := importBytes(t, c, "x", archive(
+		raw{name: "./", kind: '5'}, raw{name: "mail", kind: '0', data: mail}, raw{name: "plain", kind: '0', data: string(before)},
+	))
+	must(t, err)
+	if want := []imaging.SecretFile{{Path: "mail", Class: "head", Detected: true}}; !slices.Equal(r.Secrets, want) {
+		t.Errorf("secrets %+v", r.Secrets)
+	}
+	m, vault := manifest(t, c, "x")
+	if content(t, m, vault, "mail") != mail || content(t, m, vault, "plain") != string(before) {
+		t.Error("the files are others")
+	}
+	for ref := range m.Refs() {
+		if ref.Entry.Path != "mail" {
+			continue
+		}
+		b, err := vault.Chunk(t.Context(), ref.Ref)
+		must(t, err)
+		if ref.Audience != store.Head {
+			t.Errorf("a part of it is for %v", ref.Audience)
+		}
+		if bytes.Contains(b, []byte("PRIVATE KEY")) && vault.Has(store.Ref{Audience: store.Cluster, ID: ref.ID}) {
+			t.Error("the key is there for the cluster")
 		}
 	}
 }
