@@ -42,6 +42,7 @@ var secretRules = [...]rule{
 	{ClassNone, "usr/share/go-*/src/**"},
 	{ClassNone, "usr/share/gocode/src/**"},
 	{ClassNone, "usr/share/cargo/registry/**"},
+	{ClassNone, "usr/share/cmake-*/Templates/**"},
 	{ClassNone, "usr/share/perl*/**/t/**"},
 	{ClassNone, "usr/src/linux-*/**"},
 
