@@ -59,7 +59,7 @@ func cleanPath(name string) (path string, absolute bool, err error) {
 		case element == "" || element == ".":
 			clean = false
 		case element == "..":
-			return "", absolute, errors.New("its name leads out of the tree with ..")
+			return "", absolute, errors.New("its name leads out of the tree by its .. elements")
 		case len(element) > 255*4: // a vfat name of 255 characters
 			return "", absolute, errors.New("its name has an element longer than any file system allows")
 		}
