@@ -54,7 +54,7 @@ func TestApplyCrashChild(t *testing.T) {
 // and the next one finishes the tree.
 func TestApplyKilled(t *testing.T) {
 	before, after := crashTree(1), crashTree(2)
-	for round := range 12 {
+	for round := range 75 {
 		dir := memory(t)
 		before.apply(t, dir, ApplyOptions{})
 		write(t, filepath.Join(dir, "extra"), "extra")

@@ -30,7 +30,7 @@ func TestCaptureKilled(t *testing.T) {
 	takeImage(t, c, root, "x")
 	first := readVersion(t, c, "x@1")
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 8 {
+	for range 60 {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestCaptureKilled$")
 		cmd.Env = append(os.Environ(), "DOPPEL_TEST_ROOT="+root, "DOPPEL_TEST_STATE="+state)
 		out, err := cmd.StdoutPipe()

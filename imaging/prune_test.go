@@ -4,19 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -338,105 +335,36 @@ func copyState(t *testing.T, from string) *Catalog {
 	return c
 }
 
-const killedPrune = "DOPPEL_TEST_PRUNE" // state directory of a child, a colon, and the step to die at
-
 // TestPruneKilled kills a prune at each of its steps and at random instants.
 // Every version is whole afterwards, and the next prune comes to the same end.
 func TestPruneKilled(t *testing.T) {
-	if job := os.Getenv(killedPrune); job != "" {
-		pruneUntilKilled(t, job)
+	prune := func(t *testing.T, c *Catalog, step func(string)) {
+		_, err := c.Prune(t.Context(), PruneOptions{Remove: oldVersions(t, c, 2), Repack: true, Step: step})
+		must(t, err)
+	}
+	if untilKilled(t, prune) {
 		return
 	}
+	t.Setenv("TMPDIR", memory(t))
 	c := openTestCatalog(t)
 	takeAged(t, c, t.TempDir(), 5)
 	want := readAllVersions(t, c)
 	whole := copyState(t, c.Dir())
-	_, err := whole.Prune(t.Context(), PruneOptions{Remove: oldVersions(t, whole, 2), Repack: true})
-	must(t, err)
+	prune(t, whole, nil)
 	size := storeBytes(t, whole)
-	check := func(c *Catalog, how string) {
-		t.Helper()
+	steps := eachKill(t, c, 60, func(c *Catalog) {
 		sameVersions(t, c, want, "x@4", "x@5")
-		_, err := c.Prune(t.Context(), PruneOptions{Remove: oldVersions(t, c, 2), Repack: true})
-		must(t, err)
+		prune(t, c, nil)
 		sameVersions(t, c, want, "x@4", "x@5")
 		if end := storeBytes(t, c); end > size+size/20 {
-			t.Errorf("killed %s: %d bytes in the end, not %d", how, end, size)
+			t.Errorf("%d bytes in the end, not %d", end, size)
 		}
-		if t.Failed() {
-			t.Fatalf("that was: killed %s", how)
-		}
-	}
-	steps := map[string]int{}
-	for n := 1; ; n++ {
-		state := copyState(t, c.Dir())
-		last, killed := killPrune(t, state.Dir(), strconv.Itoa(n), 0)
-		if !killed {
-			break
-		}
-		steps[last]++
-		check(state, "at step "+last)
-		must(t, os.RemoveAll(state.Dir()))
-	}
+	})
 	for _, name := range []string{"remove", "mark", "survey", "copy", "lock", "recheck", "retire pack", "retire manifest", "free", "free blob"} {
 		if steps[name] == 0 {
 			t.Errorf("no prune was killed at the step %q: %v", name, steps)
 		}
 	}
-	for i := range 12 {
-		state := copyState(t, c.Dir())
-		killPrune(t, state.Dir(), "0", time.Duration(i*4)*time.Millisecond)
-		check(state, "at random")
-		must(t, os.RemoveAll(state.Dir()))
-	}
-}
-
-// killPrune has a child prune, and kills it after so long if it has not killed
-// itself. It gives the last step that it took.
-func killPrune(t *testing.T, state, step string, after time.Duration) (last string, killed bool) {
-	t.Helper()
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestPruneKilled$")
-	cmd.Env = append(os.Environ(), killedPrune+"="+state+":"+step)
-	out, err := cmd.StdoutPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	if after > 0 {
-		// It says when it begins.
-		_, err = out.Read(make([]byte, 1))
-		must(t, err)
-		time.AfterFunc(after, func() { cmd.Process.Kill() })
-	}
-	b, err := io.ReadAll(out)
-	must(t, err)
-	err = cmd.Wait()
-	if err != nil && !strings.Contains(err.Error(), "killed") {
-		t.Fatalf("the prune: %v\n%s", err, b)
-	}
-	lines := strings.Fields(strings.ReplaceAll(string(b), " ", "_"))
-	for _, l := range slices.Backward(lines) {
-		if name, ok := strings.CutPrefix(l, "step:"); ok {
-			return strings.ReplaceAll(name, "_", " "), err != nil
-		}
-	}
-	return "", err != nil
-}
-
-func pruneUntilKilled(t *testing.T, job string) {
-	state, step, _ := strings.Cut(job, ":")
-	at, err := strconv.Atoi(step)
-	must(t, err)
-	c, err := OpenCatalog(state, CatalogOptions{})
-	must(t, err)
-	remove := oldVersions(t, c, 2)
-	n := 0
-	_, err = c.Prune(t.Context(), PruneOptions{Remove: remove, Repack: true, Step: func(name string) {
-		fmt.Println("step:" + name)
-		if n++; n == at {
-			unix.Kill(os.Getpid(), unix.SIGKILL)
-			select {}
-		}
-	}})
-	must(t, err)
 }
 
 // TestPruneDiskFull: a disk that fills up while packs are written anew costs no

@@ -332,48 +332,37 @@ func TestRepairNames(t *testing.T) {
 	verifyAll(t, c)
 }
 
-// Killed at any of its steps, another repair finishes the work.
+// TestRepairKilled kills a repair at each of its steps and at random instants:
+// the next one finishes the work, and nothing is lost.
 func TestRepairKilled(t *testing.T) {
+	repair := func(t *testing.T, c *Catalog, step func(string)) {
+		r, err := c.Repair(t.Context(), RepairOptions{Step: step})
+		if err != nil || len(r.Lost) > 0 {
+			t.Errorf("repair: %+v, %v", r, err)
+		}
+	}
+	if untilKilled(t, repair) {
+		return
+	}
+	t.Setenv("TMPDIR", memory(t))
 	c := openTestCatalog(t)
 	root := t.TempDir()
-	fill(t, root+"/a", noise(9<<20, 1))
+	fill(t, root+"/a", noise(3<<20, 1))
 	takeImage(t, c, root, "x")
 	want := readAllVersions(t, c)
 	for _, path := range storeFiles(t, c) {
 		if filepath.Base(filepath.Dir(path)) == "packs" || path == c.namePath("x") {
-			must(t, os.Chmod(path, 0o600))
 			info, err := os.Stat(path)
-			must(t, err, os.Truncate(path, info.Size()-1))
+			must(t, err, os.Chmod(path, 0o600), os.Truncate(path, info.Size()-1))
 		}
 	}
-	var steps []string
-	killed := errors.New("killed")
-	_, err := copyState(t, c.Dir()).Repair(t.Context(), RepairOptions{Step: func(name string) { steps = append(steps, name) }})
-	must(t, err)
-	if len(steps) < 6 {
-		t.Fatalf("steps %q", steps)
-	}
-	for n := range steps {
-		d := copyState(t, c.Dir())
-		at := 0
-		func() {
-			defer func() {
-				if p := recover(); p != nil && p != killed {
-					panic(p)
-				}
-			}()
-			_, err := d.Repair(t.Context(), RepairOptions{Step: func(string) {
-				if at == n {
-					panic(killed)
-				}
-				at++
-			}})
-			must(t, err)
-		}()
-		r, err := d.Repair(t.Context(), RepairOptions{})
-		if err != nil || len(r.Lost) > 0 {
-			t.Errorf("after a kill at %q: %+v, %v", steps[n], r, err)
+	steps := eachKill(t, c, 45, func(c *Catalog) {
+		repair(t, c, nil)
+		sameVersions(t, c, want, "x@1")
+	})
+	for _, name := range []string{"names", "salvage", "commit", "lock", "set aside", "verify", "rest"} {
+		if steps[name] == 0 {
+			t.Errorf("no repair was killed at the step %q: %v", name, steps)
 		}
-		sameVersions(t, d, want, "x@1")
 	}
 }

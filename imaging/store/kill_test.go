@@ -85,7 +85,7 @@ func TestKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	committed := map[ID]bool{}
-	for round := range 12 {
+	for round := range 60 {
 		for _, id := range killChild(t, path, round) {
 			committed[id] = true
 		}
