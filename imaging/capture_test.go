@@ -38,8 +38,8 @@ func verifyAll(t *testing.T, c *Catalog) {
 	must(t, err)
 }
 
-// readVersion reads all files of a version.
-func readVersion(t *testing.T, c *Catalog, ref string) map[string]string {
+// theManifest gives what a version is, and where its content is.
+func theManifest(t *testing.T, c *Catalog, ref string) (*Manifest, *store.Vault) {
 	t.Helper()
 	v, err := c.Resolve(t.Context(), ref)
 	must(t, err)
@@ -47,6 +47,13 @@ func readVersion(t *testing.T, c *Catalog, ref string) map[string]string {
 	must(t, err)
 	vault, err := c.Vault(t.Context())
 	must(t, err)
+	return m, vault
+}
+
+// readVersion reads all files of a version.
+func readVersion(t *testing.T, c *Catalog, ref string) map[string]string {
+	t.Helper()
+	m, vault := theManifest(t, c, ref)
 	files := make(map[string]string)
 	for ref := range m.Refs() {
 		b, err := vault.Chunk(t.Context(), ref.Ref)

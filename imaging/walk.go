@@ -155,12 +155,15 @@ func (w *walker) leave(l *level) {
 // gives on its entry.
 func (w *walker) enter(ctx context.Context, d Dir, path string) error {
 	ref := newDirRef(d)
+	var names []string
 	self, err := d.Self(ctx)
-	if err != nil {
-		ref.release()
-		return readError(path, err)
+	if err == nil {
+		names, err = d.Names(ctx)
 	}
-	names, err := d.Names(ctx)
+	if errors.Is(err, fs.ErrNotExist) && path != "." {
+		ref.release()
+		return w.vanished(ctx, path, "") // removed since it was opened
+	}
 	if err != nil {
 		ref.release()
 		return readError(path, err)
