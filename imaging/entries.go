@@ -78,7 +78,12 @@ func (l *Entries) At(i int) *Entry {
 }
 
 // Path is the path of the i-th entry.
-func (l *Entries) Path(i int) string { return l.At(i).Path }
+func (l *Entries) Path(i int) string {
+	c := l.cursor(i)
+	var e Entry
+	c.step(&e)
+	return e.Path
+}
 
 // Find finds an entry by its path; if there is none, the place where it would
 // be.
@@ -92,7 +97,7 @@ func (l *Entries) Find(path string) (i int, ok bool) {
 	var e Entry
 	for c.i < l.count {
 		at := c.i
-		c.next(&e)
+		c.step(&e)
 		if order := ComparePath(e.Path, path); order >= 0 {
 			return at, order == 0
 		}
@@ -131,21 +136,27 @@ func (l *Entries) cursor(i int) *cursor {
 	c.secret = sort.Search(len(l.secrets), func(k int) bool { return int(l.secrets[k].entry) >= c.i })
 	var e Entry
 	for c.i < i {
-		c.next(&e)
+		c.step(&e)
 	}
 	return c
 }
 
 // next reads the next entry into e, of which nothing is kept.
 func (c *cursor) next(e *Entry) {
+	if target := c.step(e); e.Kind == HardLink {
+		e.Target = c.l.Path(target)
+	}
+}
+
+// step is next but for the target of a hard link, of which it gives the place:
+// to follow one at each step would come to follow one on the way to the other.
+func (c *cursor) step(e *Entry) (target int) {
 	for len(c.d.b) == 0 && c.part < len(c.l.parts)-1 {
 		c.part++
 		c.d.b = c.l.parts[c.part]
 	}
 	back := decodeEntry(&c.d, c.last, c.names, e)
-	if e.Kind == HardLink {
-		e.Target = c.l.Path(c.i - int(back))
-	}
+	target = c.i - int(back)
 	if e.Kind == Regular && e.secret() {
 		if c.l.withheld {
 			e.Withheld = true
@@ -157,6 +168,7 @@ func (c *cursor) next(e *Entry) {
 	}
 	c.last = e.Path
 	c.i++
+	return target
 }
 
 // EntriesBuilder makes Entries of entries that come in canonical order.
