@@ -186,6 +186,79 @@ func TestPruneBesideCapture(t *testing.T) {
 	}
 }
 
+// Two captures, of one image each, and prunes, all at once and again and again:
+// no version is missing anything, and the last ones are what they should be.
+func TestPruneBesideTwoCaptures(t *testing.T) {
+	t.Setenv("TMPDIR", memory(t))
+	c := openTestCatalog(t)
+	takeAged(t, c, t.TempDir(), 3)
+	roots := map[string]string{"x": t.TempDir(), "y": t.TempDir()}
+	const rounds = 15
+	var capturing, pruning sync.WaitGroup
+	done := make(chan struct{})
+	for name, root := range roots {
+		capturing.Go(func() {
+			mine, err := OpenCatalog(c.Dir(), CatalogOptions{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for i := range rounds {
+				// Much comes back that a prune may just have taken for dead.
+				fill(t, root+"/shared", noise(1400<<10, byte(i%3)))
+				fill(t, root+"/own", noise(300<<10, byte(i%4)+name[0]))
+				_, err := Capture(t.Context(), mine, NewLocal(root, WithClock(later)), CaptureOptions{Name: name, Root: root})
+				if err != nil {
+					t.Errorf("capture %s: %v", name, err)
+					return
+				}
+			}
+		})
+	}
+	prunes := 0
+	pruning.Go(func() {
+		mine, err := OpenCatalog(c.Dir(), CatalogOptions{})
+		for err == nil {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			var list, old []Version
+			if list, err = mine.List(t.Context()); err != nil {
+				break
+			}
+			for i, v := range list {
+				if i+1 < len(list) && list[i+1].Image == v.Image {
+					old = append(old, v)
+				}
+			}
+			_, err = mine.Prune(t.Context(), PruneOptions{Remove: old, Repack: true})
+			prunes++
+		}
+		t.Errorf("prune: %v", err)
+	})
+	capturing.Wait()
+	close(done)
+	pruning.Wait()
+	t.Logf("%d captures and %d prunes", 2*rounds, prunes)
+	if prunes == 0 {
+		t.Error("no prune came in between")
+	}
+	verifyAll(t, c)
+	for name, root := range roots {
+		m, vault := theManifest(t, c, name)
+		dir := t.TempDir()
+		_, err := Apply(t.Context(), m, vault, dir, ApplyOptions{})
+		must(t, err)
+		for _, file := range []string{"shared", "own"} {
+			if read(t, filepath.Join(dir, file)) != read(t, filepath.Join(root, file)) {
+				t.Errorf("the last version of %s: %s is another", name, file)
+			}
+		}
+	}
+}
+
 // slowly serves a store one request at a time, each after a word of the test.
 func slowly(st store.Store, next <-chan struct{}) http.Handler {
 	h := store.Handler(st)
