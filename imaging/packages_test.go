@@ -50,11 +50,11 @@ func TestParseDpkgStatus(t *testing.T) {
 		t.Errorf("%+v, %v", list, err)
 	}
 	for text, want := range map[string]string{
-		"Package: a\nVersion: 1\n":                                     `line 1, of "a", says nothing of its state`,
-		"\n\nStatus: install ok installed\nVersion: 1\n":                "line 3 names no package",
-		"Package: a\nStatus: install ok installed\n":                    `line 1, of "a", has no version`,
-		" goes on\n":                                                    "line 1 goes on with a field",
-		"Package: a\nno colon\n":                                        "line 2 is no field",
+		"Package: a\nVersion: 1\n":                       `line 1, of "a", says nothing of its state`,
+		"\n\nStatus: install ok installed\nVersion: 1\n": "line 3 names no package",
+		"Package: a\nStatus: install ok installed\n":     `line 1, of "a", has no version`,
+		" goes on\n":             "line 1 goes on with a field",
+		"Package: a\nno colon\n": "line 2 is no field",
 		"Package: a\nDescription: " + strings.Repeat("x", 2<<20) + "\n": "line 2 is longer than 1 MiB",
 	} {
 		if _, err := parseDpkgStatus(strings.NewReader(text), false); err == nil || !strings.Contains(err.Error(), want) {

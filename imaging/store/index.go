@@ -1,11 +1,9 @@
 package store
 
-import (
-	"encoding/binary"
-	"slices"
-)
+import "encoding/binary"
 
-// index is the chunks of a vault by their names. A million of them take 56 MB
+// index is the chunks of a vault by their names; one that is in several packs, in
+// the first of them. A million of them take 56 MB
 // and hold no pointer, so that the garbage collector has nothing to look at:
 // records in the order in which they came, and a table of their numbers with
 // open addressing.
@@ -14,9 +12,6 @@ type index struct {
 	records [][]record // recordsAtOnce in each but the last
 	table   []uint32   // a record's number and 1; 0: free; as long as a power of two
 	count   int
-
-	// others are further packs of chunks that are in several, by number.
-	others map[uint32][]uint32
 }
 
 // record is one chunk: where it is, and what it is called.
@@ -75,13 +70,7 @@ func (x *index) addChunk(aud Audience, r record) {
 		x.grow()
 	}
 	slot := x.slot(Ref{aud, r.id})
-	if n := x.table[slot]; n > 0 {
-		if x.at(n-1).pack != r.pack && !slices.Contains(x.others[n-1], r.pack) {
-			if x.others == nil {
-				x.others = map[uint32][]uint32{}
-			}
-			x.others[n-1] = append(x.others[n-1], r.pack)
-		}
+	if x.table[slot] > 0 {
 		return
 	}
 	if x.count%recordsAtOnce == 0 {
