@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// agentSize is how many bytes the agent is sent in.
 func agentSize(t testing.TB) int64 {
 	t.Helper()
-	info, err := os.Stat(agentBinary)
-	if err != nil {
-		t.Fatal(err)
+	p := pack(agentBinary)
+	if p.err != nil {
+		t.Fatal(p.err)
 	}
-	return info.Size()
+	return int64(len(p.packed))
 }
 
 // cutter is a proxy to a head that breaks the connection off when limit bytes
