@@ -1,15 +1,11 @@
 package main
 
 import (
-	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -20,21 +16,13 @@ import (
 )
 
 func newImageDiff(g *globals) *cobra.Command {
-	var packages bool
-	c := &cobra.Command{
-		Use:   "diff A B",
-		Short: "List the entries that two versions do not have alike",
-		Long: `Diff lists the entries that were added, removed and changed from version A to
-version B, in what they differ, and how long files were and are. With --packages
-it lists the packages of the distribution that were added, removed, upgraded and
-downgraded instead, by Debian's order of versions.`,
-		Example:           "  doppel image diff head@3 head@latest\n  doppel image diff head@3 head@latest --packages",
+	return &cobra.Command{
+		Use:               "diff A B",
+		Short:             "List the entries that two versions do not have alike",
+		Example:           "  doppel image diff head@3 head@latest",
 		Args:              exactArgs("A", "B"),
 		ValidArgsFunction: complete(false, g.completeRef, g.completeRef),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if packages {
-				return g.diffPackages(cmd, args[0], args[1])
-			}
 			_, _, a, err := g.manifest(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -51,80 +39,15 @@ downgraded instead, by Debian's order of versions.`,
 				return printJSON(cmd.OutOrStdout(), changes)
 			}
 			for _, c := range changes {
-				fmt.Fprintln(cmd.OutOrStdout(), changeText(c))
+				var in []string
+				for _, w := range c.What {
+					in = append(in, string(w))
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%-8s %s  %s\n", c.Kind, printable(c.Path), strings.Join(in, ", "))
 			}
 			return nil
 		},
 	}
-	c.Flags().BoolVar(&packages, "packages", false, "list packages and their versions instead of entries")
-	return c
-}
-
-func changeText(c imaging.Change) string {
-	line := fmt.Sprintf("%-8s %s", c.Kind, printable(c.Path))
-	var in []string
-	for _, w := range c.What {
-		in = append(in, string(w))
-	}
-	if len(in) > 0 {
-		line += "  " + strings.Join(in, ", ")
-	}
-	switch {
-	case c.OldSize != c.NewSize && c.Kind == imaging.Changed:
-		line += fmt.Sprintf("  (%s, was %s)", bytesText(c.NewSize), bytesText(c.OldSize))
-	case c.OldSize+c.NewSize > 0 && c.Kind != imaging.Changed:
-		line += fmt.Sprintf("  (%s)", bytesText(c.OldSize+c.NewSize))
-	}
-	return line
-}
-
-// diffPackages prints the packages that two versions do not have alike.
-func (g *globals) diffPackages(cmd *cobra.Command, a, b string) error {
-	x, err := g.packages(cmd.Context(), a)
-	if err != nil {
-		return err
-	}
-	y, err := g.packages(cmd.Context(), b)
-	if err != nil {
-		return err
-	}
-	changes := imaging.DiffPackages(x, y)
-	if g.json {
-		if changes == nil {
-			changes = []imaging.PackageChange{}
-		}
-		return printJSON(cmd.OutOrStdout(), changes)
-	}
-	t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-	for _, c := range changes {
-		version := cmp.Or(c.New, c.Old)
-		if c.Old != "" && c.New != "" {
-			version = fmt.Sprintf("%s  (was %s)", c.New, c.Old)
-		}
-		fmt.Fprintf(t, "%s\t%s:%s\t%s\n", c.Kind, printable(c.Package), printable(c.Architecture), printable(version))
-	}
-	return t.Flush()
-}
-
-// packages reads which packages a version has.
-func (g *globals) packages(ctx context.Context, ref string) ([]imaging.Package, error) {
-	c, v, m, release, err := g.reading(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	vault, err := c.Vault(ctx)
-	if err != nil {
-		return nil, err
-	}
-	list, err := imaging.Packages(ctx, m, vault)
-	if errors.As(err, new(*imaging.NoPackagesError)) {
-		return nil, &hintError{fmt.Errorf("%s: %w", v.Ref(), err), "doppel image diff without --packages compares the files of any image"}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the packages of %s: %w", v.Ref(), err)
-	}
-	return list, nil
 }
 
 func newImageCompare(g *globals) *cobra.Command {

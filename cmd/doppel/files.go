@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"doppel/imaging"
+	"doppel/imaging/store"
 )
 
 func newImageFiles(g *globals) *cobra.Command {
@@ -144,7 +146,7 @@ func newImageCat(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return imaging.CopyContent(ctx, cmd.OutOrStdout(), vault, e)
+			return catEntry(ctx, cmd.OutOrStdout(), vault, e)
 		},
 	}
 }
@@ -164,4 +166,48 @@ func findFile(m *imaging.Manifest, v imaging.Version, path string) (*imaging.Ent
 		return nil, &hintError{fmt.Errorf("%s is a symbolic link", printable(path)), "it leads to " + printable(e.Target)}
 	}
 	return nil, fmt.Errorf("%s is a %s, not a file", printable(path), e.Kind)
+}
+
+// catEntry writes a file's content, holes as zeros.
+func catEntry(ctx context.Context, w io.Writer, vault *store.Vault, e *imaging.Entry) error {
+	chunks := e.Chunks
+	var at int64
+	var pending []byte
+	for _, x := range e.Data() {
+		if err := writeZeros(w, x.Offset-at); err != nil {
+			return err
+		}
+		left := x.Length
+		for left > 0 {
+			if len(pending) == 0 {
+				if len(chunks) == 0 {
+					return fmt.Errorf("%s: its chunks end before its data", printable(e.Path))
+				}
+				b, err := vault.Chunk(ctx, store.Ref{Audience: e.Class.Audience(), ID: chunks[0].ID})
+				if err != nil {
+					return fmt.Errorf("%s: %w", printable(e.Path), err)
+				}
+				pending, chunks = b, chunks[1:]
+			}
+			n := min(left, int64(len(pending)))
+			if _, err := w.Write(pending[:n]); err != nil {
+				return err
+			}
+			pending, left = pending[n:], left-n
+		}
+		at = x.Offset + x.Length
+	}
+	return writeZeros(w, e.Size-at)
+}
+
+func writeZeros(w io.Writer, n int64) error {
+	zeros := make([]byte, 64<<10)
+	for n > 0 {
+		k := min(n, int64(len(zeros)))
+		if _, err := w.Write(zeros[:k]); err != nil {
+			return err
+		}
+		n -= k
+	}
+	return nil
 }

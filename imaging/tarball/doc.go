@@ -28,8 +28,6 @@
 //     become the kernel's attributes. A name in an ACL is looked up in the
 //     archive's own etc/passwd and etc/group, then on this machine; one that
 //     nobody knows is lost, and the report says so.
-//   - Inode flags, as of chattr(1), are taken from SCHILY.fflags (bsdtar), quota
-//     projects from DOPPEL.project.
 //   - Holes are kept: GNU tar's old format, and its pax formats 0.0, 0.1 and 1.0.
 //   - Secrets are found and classed as in a capture: by the first name in
 //     canonical order, and by what a file begins with.
@@ -53,8 +51,7 @@
 //
 // Export writes a version as a pax archive in canonical order, the same bytes
 // every time, with memory for some 32 MiB of contents. Holes are in GNU's format 1.0, which
-// GNU tar and bsdtar read. Inode flags are there for bsdtar and doppel; GNU tar
-// passes them over with a warning. An archive is not sealed: what is of class node or
+// GNU tar and bsdtar read. An archive is not sealed: what is of class node or
 // head is left out unless it is asked for. That, sockets, and what this reader
 // may not know are listed in the report.
 //
@@ -69,6 +66,7 @@
 //     hard links of devices, GNU tar none of devices and FIFOs.
 //   - Of an xz archive, only the first block is asked for the size of its
 //     dictionary before memory is taken for it.
-//   - Access, change and birth times are not taken, as in a capture. Members of
-//     archives on several volumes are refused.
+//   - Access, change and birth times, and file attributes as of chattr(1), are
+//     not taken, as in a capture. Members of archives on several volumes are
+//     refused.
 package tarball

@@ -37,8 +37,6 @@ type pax struct {
 	libarchive  map[string]string
 	acl         [2]string // access, default
 	selinux     string
-	fflags      string
-	project     *int64
 	sparse      sparseRecords
 	sparseNames bool // there was one of GNU.sparse.*
 }
@@ -94,10 +92,6 @@ func (p *pax) add(key, value string) error {
 		p.acl[0] = value
 	case "SCHILY.acl.default":
 		p.acl[1] = value
-	case "SCHILY.fflags":
-		p.fflags = value
-	case projectKey:
-		p.project, err = paxNumber(value)
 	case "RHT.security.selinux":
 		p.selinux = value
 	default:
@@ -195,8 +189,7 @@ func (p *pax) apply(m *Member) error {
 	set(&m.MTime, p.mtime)
 	set(&m.major, p.major)
 	set(&m.minor, p.minor)
-	set(&m.project, p.project)
-	m.acl, m.fflags = p.acl, p.fflags
+	m.acl = p.acl
 	var err error
 	m.Xattrs, err = p.xattrs()
 	return err

@@ -30,8 +30,6 @@ type Member struct {
 	Xattrs  []imaging.Xattr // sorted by name
 
 	acl          [2]string // access, default; in words
-	fflags       string    // inode flags, likewise
-	project      int64
 	kind         byte
 	stored       int64 // bytes of data in the archive
 	uid, gid     int64

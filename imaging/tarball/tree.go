@@ -134,14 +134,9 @@ func (t *tree) add(m *Member) (*inode, error) {
 	if err := t.attributes(path, m); err != nil {
 		return nil, err
 	}
-	flags, project, err := t.inodeFlags(path, m)
-	if err != nil {
-		return nil, err
-	}
 	ino := &inode{acl: m.acl, offset: m.Offset, entry: imaging.Entry{
 		Kind: m.Kind, Mode: m.Mode, UID: m.UID, GID: m.GID, MTime: m.MTime, Size: m.Size,
 		Extents: m.Extents, Major: m.Major, Minor: m.Minor, Xattrs: m.Xattrs,
-		Flags: flags, Project: project,
 	}}
 	switch m.Kind {
 	case imaging.Symlink:

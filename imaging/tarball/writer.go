@@ -190,7 +190,6 @@ func paxRecords(name string, e, meta *imaging.Entry, stored int64, sparse bool) 
 	}
 	if e.Kind != imaging.HardLink {
 		list = append(list, xattrRecords(e)...)
-		list = append(list, flagRecords(e)...)
 	}
 	return list
 }
