@@ -58,8 +58,7 @@
 //   - Who holds an audience's key can make packs for it. There are no
 //     signatures.
 //   - Equal chunks are stored once only within what a vault has opened. Two
-//     writers at the same time may both store a chunk; either is found, and
-//     Unused tells when one of the packs is of no more use.
+//     writers at the same time may both store a chunk, and either is found.
 //   - The length of a compressed block tells something of its content to who
 //     can choose a part of it and watch.
 //

@@ -327,29 +327,3 @@ func (v *Vault) PacksOfNumbers(numbers []uint32) []ID {
 	}
 	return ids
 }
-
-// Unused gives the packs in which no chunk is live. Damaged packs and those of
-// an audience whose key is not held are never among them, as what they hold is
-// not known.
-func (v *Vault) Unused(live map[Ref]struct{}) []ID {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	used := make([]bool, len(v.packs))
-	for ref := range live {
-		n, ok := v.index.find(ref)
-		if !ok {
-			continue
-		}
-		used[v.at(n).pack] = true
-		for _, p := range v.others[n] {
-			used[p] = true
-		}
-	}
-	var ids []ID
-	for i, p := range v.packs {
-		if !used[i] {
-			ids = append(ids, p.id)
-		}
-	}
-	return ids
-}

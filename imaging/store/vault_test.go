@@ -269,7 +269,7 @@ func TestVaultAudiences(t *testing.T) {
 	if node.Has(Ref{Head, Sum(chunks[0])}) || !node.Has(Ref{Cluster, Sum(chunks[0])}) {
 		t.Error("a node has what it should not, or not what it should")
 	}
-	if len(node.Damaged()) != 0 || len(node.Unused(nil)) != 1 || node.Unused(nil)[0] != forAll {
+	if len(node.Damaged()) != 0 {
 		t.Error("a node judges the pack of another audience")
 	}
 	if _, err := OpenVault(context.Background(), m, Keys{Cluster: keys.Cluster}, []ID{forHeads, forAll}); err != nil {
@@ -325,41 +325,5 @@ func TestPackIsSealed(t *testing.T) {
 	}
 	if Sum(b) != id {
 		t.Error("the pack is not named by its digest")
-	}
-}
-
-func TestUnused(t *testing.T) {
-	m := NewMemory()
-	keys := testKeys(t)
-	v := testVault(t, m, keys)
-	chunks := testChunks(1, 9, 1000)
-	a := addPack(t, v, Cluster, chunks[:3])
-	b := addPack(t, v, Cluster, chunks[2:6]) // holds one of a's again
-	c := addPack(t, v, Head, chunks[6:])
-	for _, v := range []*Vault{v, testVault(t, m, keys)} {
-		for _, want := range []struct {
-			live   []Ref
-			unused []ID
-		}{
-			{nil, []ID{a, b, c}},
-			{refsOf(Cluster, chunks[:1]), []ID{b, c}},
-			{refsOf(Cluster, chunks[2:3]), []ID{c}}, // in both
-			{refsOf(Cluster, chunks[6:]), []ID{a, b, c}},
-			{refsOf(Head, chunks[8:]), []ID{a, b}},
-		} {
-			live := map[Ref]struct{}{}
-			for _, r := range want.live {
-				live[r] = struct{}{}
-			}
-			got := v.Unused(live)
-			if len(got) != len(want.unused) {
-				t.Errorf("%d live: %d unused", len(live), len(got))
-			}
-			for _, id := range want.unused {
-				if !slices.Contains(got, id) {
-					t.Errorf("%d live: %s is not unused", len(live), id)
-				}
-			}
-		}
 	}
 }
