@@ -15,6 +15,7 @@ var allowed = map[string][]string{
 	"doppel/imaging":          {"doppel/imaging/store"},
 	"doppel/imaging/wire":     {"doppel/imaging", "doppel/imaging/store"},
 	"doppel/imaging/remote":   {"doppel/imaging", "doppel/imaging/store", "doppel/imaging/wire"},
+	"doppel/imaging/dpkg":     {},
 	"doppel/imaging/tarball":  {"doppel/imaging", "doppel/imaging/store"},
 	"doppel/imaging/faultfs":  {}, // only tests import it
 	"doppel/cluster":          {},

@@ -42,6 +42,16 @@ func DetectBoot(list *Entries) Boot {
 	return b
 }
 
+// Lookup gives the entry that path leads to for a program in the tree: symbolic
+// links are followed, and of a hard link it is the file. nil: there is none.
+func (l *Entries) Lookup(path string) *Entry {
+	e := finder{l}.find(path)
+	if e != nil && e.Kind == HardLink {
+		return l.Get(e.Target)
+	}
+	return e
+}
+
 // finder finds entries by their path as a program in the tree would, which
 // sees through symbolic links.
 type finder struct{ list *Entries }

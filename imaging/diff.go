@@ -20,8 +20,8 @@ type Change struct {
 	Path    string           `json:"path"`
 	Kind    ChangeKind       `json:"kind"`
 	What    []DifferenceKind `json:"what,omitempty"`     // Changed: in what
-	OldSize int64            `json:"old_size,omitempty"` // of a regular file, before; a hard link has none of its own
-	NewSize int64            `json:"new_size,omitempty"` // and after
+	OldSize *int64           `json:"old_size,omitempty"` // of a regular file, before; a hard link has none of its own
+	NewSize *int64           `json:"new_size,omitempty"` // and after
 }
 
 // DiffManifests lists in what b differs from a, in the order of their paths.
@@ -45,12 +45,12 @@ func DiffManifests(a, b *Manifest) []Change {
 		}
 		switch {
 		case order < 0:
-			changes = append(changes, Change{Path: x.Path, Kind: Removed, OldSize: x.Size})
+			changes = append(changes, Change{Path: x.Path, Kind: Removed, OldSize: fileSize(x)})
 		case order > 0:
-			changes = append(changes, Change{Path: y.Path, Kind: Added, NewSize: y.Size})
+			changes = append(changes, Change{Path: y.Path, Kind: Added, NewSize: fileSize(y)})
 		default:
 			if what := diffEntries(x, y, &a.List, &b.List); len(what) > 0 {
-				changes = append(changes, Change{Path: x.Path, Kind: Changed, What: what, OldSize: x.Size, NewSize: y.Size})
+				changes = append(changes, Change{Path: x.Path, Kind: Changed, What: what, OldSize: fileSize(x), NewSize: fileSize(y)})
 			}
 		}
 		if order <= 0 {
@@ -61,6 +61,14 @@ func DiffManifests(a, b *Manifest) []Change {
 		}
 	}
 	return changes
+}
+
+// fileSize is the size of a regular file; nil: e is none.
+func fileSize(e *Entry) *int64 {
+	if e.Kind != Regular {
+		return nil
+	}
+	return new(e.Size)
 }
 
 // diffEntries tells in what two entries of one path differ. A name that

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -16,38 +17,82 @@ import (
 )
 
 func newImageDiff(g *globals) *cobra.Command {
-	return &cobra.Command{
-		Use:               "diff A B",
-		Short:             "List the entries that two versions do not have alike",
-		Example:           "  doppel image diff head@3 head@latest",
+	var packages bool
+	c := &cobra.Command{
+		Use:   "diff A B",
+		Short: "List the entries or packages that two versions do not have alike",
+		Long: `Diff lists the entries that were added, removed or changed from A to B, in what
+they changed, and the sizes of files.
+
+With --packages it lists packages instead: name, the architecture where the name
+does not tell it, and the version in A and in B. They are read out of dpkg's
+database in each version. "changed" are packages whose versions dpkg takes for
+the same, or which came for another architecture.`,
+		Example: `  doppel image diff head@3 head@latest
+  doppel image diff head@3 head@latest --packages`,
 		Args:              exactArgs("A", "B"),
 		ValidArgsFunction: complete(false, g.completeRef, g.completeRef),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, _, a, err := g.manifest(cmd.Context(), args[0])
-			if err != nil {
-				return err
+			if packages {
+				return diffPackages(cmd.Context(), g, args[0], args[1], cmd.OutOrStdout())
 			}
-			_, _, b, err := g.manifest(cmd.Context(), args[1])
-			if err != nil {
-				return err
-			}
-			changes := imaging.DiffManifests(a, b)
-			if g.json {
-				if changes == nil {
-					changes = []imaging.Change{}
-				}
-				return printJSON(cmd.OutOrStdout(), changes)
-			}
-			for _, c := range changes {
-				var in []string
-				for _, w := range c.What {
-					in = append(in, string(w))
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%-8s %s  %s\n", c.Kind, printable(c.Path), strings.Join(in, ", "))
-			}
-			return nil
+			return diffEntries(cmd.Context(), g, args[0], args[1], cmd.OutOrStdout())
 		},
 	}
+	c.Flags().BoolVar(&packages, "packages", false, "list packages and their versions (dpkg)")
+	return c
+}
+
+func diffEntries(ctx context.Context, g *globals, refA, refB string, out io.Writer) error {
+	_, _, a, err := g.manifest(ctx, refA)
+	if err != nil {
+		return err
+	}
+	_, _, b, err := g.manifest(ctx, refB)
+	if err != nil {
+		return err
+	}
+	changes := imaging.DiffManifests(a, b)
+	if g.json {
+		if changes == nil {
+			changes = []imaging.Change{}
+		}
+		return printJSON(out, changes)
+	}
+	for _, c := range changes {
+		line := fmt.Sprintf("%-8s %s", c.Kind, printable(c.Path))
+		var in []string
+		for _, w := range c.What {
+			in = append(in, string(w))
+		}
+		for _, more := range []string{strings.Join(in, ", "), sizesText(c.OldSize, c.NewSize)} {
+			if more != "" {
+				line += "  " + more
+			}
+		}
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sizesText are the sizes of a file before and after, to the byte where they
+// would look the same otherwise; empty: it was none and is none.
+func sizesText(before, after *int64) string {
+	switch {
+	case before == nil && after == nil:
+		return ""
+	case before == nil:
+		return bytesText(*after)
+	case after == nil || *before == *after:
+		return bytesText(*before)
+	}
+	a, b := bytesText(*before), bytesText(*after)
+	if a == b {
+		a, b = fmt.Sprintf("%d B", *before), fmt.Sprintf("%d B", *after)
+	}
+	return a + " -> " + b
 }
 
 func newImageCompare(g *globals) *cobra.Command {

@@ -170,44 +170,65 @@ func findFile(m *imaging.Manifest, v imaging.Version, path string) (*imaging.Ent
 
 // catEntry writes a file's content, holes as zeros.
 func catEntry(ctx context.Context, w io.Writer, vault *store.Vault, e *imaging.Entry) error {
-	chunks := e.Chunks
-	var at int64
-	var pending []byte
-	for _, x := range e.Data() {
-		if err := writeZeros(w, x.Offset-at); err != nil {
-			return err
-		}
-		left := x.Length
-		for left > 0 {
-			if len(pending) == 0 {
-				if len(chunks) == 0 {
-					return fmt.Errorf("%s: its chunks end before its data", printable(e.Path))
-				}
-				b, err := vault.Chunk(ctx, store.Ref{Audience: e.Class.Audience(), ID: chunks[0].ID})
-				if err != nil {
-					return fmt.Errorf("%s: %w", printable(e.Path), err)
-				}
-				pending, chunks = b, chunks[1:]
-			}
-			n := min(left, int64(len(pending)))
-			if _, err := w.Write(pending[:n]); err != nil {
-				return err
-			}
-			pending, left = pending[n:], left-n
-		}
-		at = x.Offset + x.Length
-	}
-	return writeZeros(w, e.Size-at)
+	_, err := io.Copy(w, readEntry(ctx, vault, e))
+	return err
 }
 
-func writeZeros(w io.Writer, n int64) error {
-	zeros := make([]byte, 64<<10)
-	for n > 0 {
-		k := min(n, int64(len(zeros)))
-		if _, err := w.Write(zeros[:k]); err != nil {
-			return err
-		}
-		n -= k
+// entryReader reads a file's content, holes as zeros.
+type entryReader struct {
+	ctx     context.Context
+	vault   *store.Vault
+	e       *imaging.Entry
+	data    []imaging.Extent // that end behind at
+	chunks  []store.Chunk
+	pending []byte // of the last chunk
+	at      int64
+}
+
+func readEntry(ctx context.Context, vault *store.Vault, e *imaging.Entry) *entryReader {
+	return &entryReader{ctx: ctx, vault: vault, e: e, data: e.Data(), chunks: e.Chunks}
+}
+
+func (r *entryReader) Read(b []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
 	}
+	if r.at == r.e.Size {
+		return 0, io.EOF
+	}
+	for len(r.data) > 0 && r.at == r.data[0].Offset+r.data[0].Length {
+		r.data = r.data[1:]
+	}
+	end := r.e.Size // of the hole
+	if len(r.data) > 0 {
+		end = r.data[0].Offset
+	}
+	if r.at < end {
+		b = b[:min(int64(len(b)), end-r.at)]
+		clear(b)
+		r.at += int64(len(b))
+		return len(b), nil
+	}
+	if len(r.pending) == 0 {
+		if err := r.fetch(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(b[:min(int64(len(b)), r.data[0].Offset+r.data[0].Length-r.at)], r.pending)
+	r.pending = r.pending[n:]
+	r.at += int64(n)
+	return n, nil
+}
+
+// fetch reads the next chunk.
+func (r *entryReader) fetch() (err error) {
+	if len(r.chunks) == 0 {
+		return fmt.Errorf("%s: its chunks end before its data", printable(r.e.Path))
+	}
+	r.pending, err = r.vault.Chunk(r.ctx, store.Ref{Audience: r.e.Class.Audience(), ID: r.chunks[0].ID})
+	if err != nil {
+		return fmt.Errorf("%s: %w", printable(r.e.Path), err)
+	}
+	r.chunks = r.chunks[1:]
 	return nil
 }

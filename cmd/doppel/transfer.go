@@ -167,8 +167,10 @@ func newImageExport(g *globals) *cobra.Command {
 		Use:   "export REF -o F.tar[.zst|.gz]|-",
 		Short: "Write a version as a tar archive",
 		Long: `Export writes a version as a pax archive that GNU tar and bsdtar unpack with all
-that it holds: tar --xattrs --xattrs-include='*' --acls -xpf. The end of the
-file's name says how it is compressed. The same version gives the same bytes.
+that it holds: tar --xattrs --xattrs-include='*' --acls -xpf. Of the flags of
+chattr only bsdtar and doppel image import know, of quota projects only the
+latter. The end of the file's name says how it is compressed. The same version
+gives the same bytes.
 
 An archive is not sealed: private keys and other secrets of heads are left out
 unless --with-secrets is given. Sockets cannot be in an archive.

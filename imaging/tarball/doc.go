@@ -23,6 +23,11 @@
 //     order becomes the file, wherever it was in the archive.
 //   - Directories that the archive does not have are made: root's, 0755, of
 //     1970. Leading slashes are taken off. Both are in the report's Notes.
+//   - Inode flags, as of chattr(1), are taken from SCHILY.fflags (bsdtar, star)
+//     by the names that libarchive has for Linux' flags, and from DOPPEL.fflags,
+//     where an export has those that libarchive has no name for; quota projects
+//     from DOPPEL.project. Names of flags that Linux does not have (uchg, hidden)
+//     are in the report's Notes.
 //   - Extended attributes are taken from SCHILY.xattr (GNU tar), from
 //     LIBARCHIVE.xattr (bsdtar) and from RHT.security.selinux; ACLs in words
 //     become the kernel's attributes. A name in an ACL is looked up in the
@@ -50,10 +55,11 @@
 // # Export
 //
 // Export writes a version as a pax archive in canonical order, the same bytes
-// every time, with memory for some 32 MiB of contents. Holes are in GNU's format 1.0, which
-// GNU tar and bsdtar read. An archive is not sealed: what is of class node or
-// head is left out unless it is asked for. That, sockets, and what this reader
-// may not know are listed in the report.
+// every time, with memory for some 32 MiB of contents. Holes are in GNU's format
+// 1.0, which GNU tar and bsdtar read. Inode flags and projects are in the
+// records that import takes them from. An archive is not sealed: what is of
+// class node or head is left out unless it is asked for. That, sockets, and what
+// this reader may not know are listed in the report.
 //
 // # What it does not guarantee
 //
@@ -66,7 +72,11 @@
 //     hard links of devices, GNU tar none of devices and FIFOs.
 //   - Of an xz archive, only the first block is asked for the size of its
 //     dictionary before memory is taken for it.
-//   - Access, change and birth times, and file attributes as of chattr(1), are
-//     not taken, as in a capture. Members of archives on several volumes are
-//     refused.
+//   - GNU tar neither packs nor unpacks inode flags; it warns of a keyword that
+//     it does not know. bsdtar does both, but for dontcompress and dax (chattr's
+//     m and x); it sets those of a directory, all but immutable and append only,
+//     before it makes what is in there, which inherits some. No other program
+//     knows projects.
+//   - Access, change and birth times are not taken, as in a capture. Members of
+//     archives on several volumes are refused.
 package tarball

@@ -69,6 +69,7 @@ func seeds() [][]byte {
 		archive(root, raw{name: "f", kind: '0', data: "data"}, raw{name: "z", kind: '1', link: "f"}, raw{name: "s", kind: '2', link: "/etc"}, raw{name: "c", kind: '3', major: "0000001", minor: "0000003"}, raw{name: "p", kind: '6'}),
 		archive(root, paxed(raw{name: "f", kind: '0', data: "data"}, record{"path", "long\xff"}, record{"mtime", "-1.5"}, record{"SCHILY.xattr.user.a", "1"}, record{"LIBARCHIVE.xattr.user.b%3D", "AA=="},
 			record{"SCHILY.acl.access", "user::rwx\nuser:1:r--\ngroup::---\nmask::r--\nother::---\n"})),
+		archive(root, paxed(raw{name: "f", kind: '0', data: "data"}, record{"SCHILY.fflags", "schg,uchg"}, record{"DOPPEL.fflags", "dax"}, record{"DOPPEL.project", "7"})),
 		archive(root, paxed(raw{name: "f", kind: '0', data: "2\n0\n4\n4096\n0\n" + string(make([]byte, 500)) + "data"}, record{"GNU.sparse.major", "1"}, record{"GNU.sparse.minor", "0"}, record{"GNU.sparse.name", "f"}, record{"GNU.sparse.realsize", "4096"})),
 		archive(root, paxed(raw{name: "f", kind: '0', data: "data"}, record{"GNU.sparse.size", "4096"}, record{"GNU.sparse.map", "0,4,4096,0"})),
 		archive(root, paxed(raw{name: "f", kind: '0', data: "data"}, record{"GNU.sparse.size", "4096"}, record{"GNU.sparse.offset", "8"}, record{"GNU.sparse.numbytes", "4"})),

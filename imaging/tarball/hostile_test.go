@@ -215,7 +215,7 @@ func hostile(r *rand.Rand, out string) []byte {
 			for range 1 + r.IntN(3) {
 				list = append(list, record{pick("path", "linkpath", "size", "uid", "gid", "mtime", "hdrcharset", "comment", "SCHILY.xattr.user.a", "SCHILY.xattr.trusted.b", "LIBARCHIVE.xattr.user.%61",
 					"SCHILY.acl.access", "SCHILY.acl.default", "GNU.sparse.major", "GNU.sparse.minor", "GNU.sparse.realsize", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.name", "GNU.sparse.offset", "GNU.sparse.numbytes",
-					"SCHILY.devmajor", "RHT.security.selinux"), value()})
+					"SCHILY.devmajor", "SCHILY.fflags", "DOPPEL.fflags", "DOPPEL.project", "RHT.security.selinux"), value()})
 			}
 			b = append(b, paxed(m, list...)...)
 		default:

@@ -37,6 +37,8 @@ type pax struct {
 	libarchive  map[string]string
 	acl         [2]string // access, default
 	selinux     string
+	flags       [2]string // by the names that libarchive has, by ours
+	project     uint32
 	sparse      sparseRecords
 	sparseNames bool // there was one of GNU.sparse.*
 }
@@ -94,6 +96,12 @@ func (p *pax) add(key, value string) error {
 		p.acl[1] = value
 	case "RHT.security.selinux":
 		p.selinux = value
+	case keyFlags:
+		err = paxFlags(&p.flags[0], value)
+	case keyMoreFlags:
+		err = paxFlags(&p.flags[1], value)
+	case keyProject:
+		p.project, err = paxProject(value)
 	default:
 		return p.addNamed(key, value)
 	}
@@ -190,6 +198,11 @@ func (p *pax) apply(m *Member) error {
 	set(&m.major, p.major)
 	set(&m.minor, p.minor)
 	m.acl = p.acl
+	m.Project = p.project
+	more, strange := parseFlags(moreFlags[:], p.flags[1])
+	m.Flags, m.unknown = parseFlags(fileFlags[:], p.flags[0])
+	m.Flags |= more
+	m.unknown = append(m.unknown, strange...)
 	var err error
 	m.Xattrs, err = p.xattrs()
 	return err

@@ -27,9 +27,12 @@ type Member struct {
 	Extents []imaging.Extent
 	Major   uint32
 	Minor   uint32
+	Flags   uint32 // inode flags, as an entry has them
+	Project uint32
 	Xattrs  []imaging.Xattr // sorted by name
 
 	acl          [2]string // access, default; in words
+	unknown      []string  // names of flags that Linux does not have
 	kind         byte
 	stored       int64 // bytes of data in the archive
 	uid, gid     int64

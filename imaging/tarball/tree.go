@@ -125,6 +125,9 @@ func (t *tree) add(m *Member) (*inode, error) {
 	for _, x := range m.Xattrs {
 		cost += 64 + len(x.Name) + len(x.Value)
 	}
+	if len(m.unknown) > 0 {
+		cost += 1024 // the note that tells of them
+	}
 	if err := t.spend(cost); err != nil {
 		return nil, err
 	}
@@ -134,9 +137,10 @@ func (t *tree) add(m *Member) (*inode, error) {
 	if err := t.attributes(path, m); err != nil {
 		return nil, err
 	}
+	t.flags(path, m)
 	ino := &inode{acl: m.acl, offset: m.Offset, entry: imaging.Entry{
 		Kind: m.Kind, Mode: m.Mode, UID: m.UID, GID: m.GID, MTime: m.MTime, Size: m.Size,
-		Extents: m.Extents, Major: m.Major, Minor: m.Minor, Xattrs: m.Xattrs,
+		Extents: m.Extents, Major: m.Major, Minor: m.Minor, Flags: m.Flags, Project: m.Project, Xattrs: m.Xattrs,
 	}}
 	switch m.Kind {
 	case imaging.Symlink:
@@ -180,6 +184,21 @@ func (t *tree) attributes(path string, m *Member) error {
 	}
 	m.Xattrs = kept
 	return nil
+}
+
+// flags takes off the inode flags and the project that no file of the member's
+// kind can have on Linux (ioctl_iflags(2)), and tells of flags that it has not.
+func (t *tree) flags(path string, m *Member) {
+	if len(m.unknown) > 0 {
+		t.note(path, "Linux has no file flags of these names: %.200q: they were left out", strings.Join(m.unknown, ","))
+	}
+	if m.Kind == imaging.Regular || m.Kind == imaging.Directory {
+		return
+	}
+	if m.Flags != 0 || m.Project != 0 {
+		t.note(path, "a %v on Linux cannot have file flags or a project: they were left out", m.Kind)
+	}
+	m.Flags, m.Project = 0, 0
 }
 
 // link takes a hard link.

@@ -32,8 +32,9 @@ func appendRecord(b []byte, r record) []byte {
 	return fmt.Appendf(b, "%d %s=%s\n", size, r.key, r.value)
 }
 
-// memberWriter writes members of a pax archive. Every record but hdrcharset is
-// one that GNU tar and libarchive read, too.
+// memberWriter writes members of a pax archive. Every record but hdrcharset and
+// those of flags and projects is one that GNU tar and libarchive read, too; of
+// flags, libarchive reads its own.
 type memberWriter struct {
 	w       io.Writer
 	written int64
@@ -189,6 +190,7 @@ func paxRecords(name string, e, meta *imaging.Entry, stored int64, sparse bool) 
 		add("mtime", timeText(t))
 	}
 	if e.Kind != imaging.HardLink {
+		list = append(list, flagRecords(e)...)
 		list = append(list, xattrRecords(e)...)
 	}
 	return list
