@@ -3,9 +3,7 @@
 // Words. The client is the end that captures: it holds the imaging.Sink. The
 // agent is the end on the head: it holds the tree, as an imaging.Source. A
 // message is one frame: a byte that says its kind, four bytes of length
-// (big-endian), and the payload. Entries and questions about files travel
-// compressed: in a frame of the kind "packed", whose payload is the kind of the
-// frame in it and its payload as one Zstandard frame.
+// (big-endian), and the payload.
 //
 // Steps. Both ends talk over one byte stream each way, which usually are the
 // standard output and input of `doppel-agent capture` at the far end of an SSH
@@ -22,8 +20,7 @@
 // costs its entries' metadata and nothing else.
 //
 // Guarantees. Every length is bounded before anything is allocated for it, and
-// memory follows the bytes that truly arrived (what is packed may take up to
-// 1 MiB a frame), so a lying peer gets an error
+// memory follows the bytes that truly arrived, so a lying peer gets an error
 // (*ProtocolError), never the memory. Paths, kinds and sums of sizes are checked
 // where they enter. Blocks, entries and notes reach the sink in the order in
 // which the agent gave them, each only when the one before it is done; that is

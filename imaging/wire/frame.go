@@ -8,13 +8,11 @@ import (
 	"io"
 
 	"doppel/imaging/store"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // Version is the version of the protocol. Both ends must have the same: the
 // client brings its agent along, so there is nothing to be compatible with.
-const Version = 3
+const Version = 2
 
 // magic opens the greeting of either end. The control bytes keep it from
 // occurring in what a login shell prints.
@@ -45,7 +43,6 @@ const (
 	kindProgress  kind = 24
 	kindDone      kind = 25
 	kindError     kind = 26 // why the operation under way ended
-	kindPacked    kind = 27 // the kind of another frame, and its payload compressed
 	// from both, after magic
 	kindHello kind = 32
 )
@@ -53,7 +50,7 @@ const (
 var kindNames = map[kind]string{
 	kindDescribe: "describe", kindScan: "scan", kindCachedAnswer: "cached answer", kindMissingAnswer: "missing answer", kindPing: "ping",
 	kindDescribed: "described", kindCached: "cached", kindMissing: "missing", kindBlock: "block", kindChunks: "chunks", kindExtents: "extents",
-	kindEntries: "entries", kindNote: "note", kindProgress: "progress", kindDone: "done", kindError: "error", kindPacked: "packed", kindHello: "hello",
+	kindEntries: "entries", kindNote: "note", kindProgress: "progress", kindDone: "done", kindError: "error", kindHello: "hello",
 }
 
 func (k kind) String() string {
@@ -79,8 +76,6 @@ const (
 	maxCPU        = 1 << 20             // percent of one core
 	maxControl    = 8 << 20             // bytes of a frame that is no block
 	flushEntries  = 256 << 10           // bytes of entries gathered into one frame
-	maxPacked     = 1 << 20             // bytes of a payload that travels compressed
-	minPacked     = 512                 // likewise, at least: less gains nothing
 	maxCached     = 1 << 20             // answers "cached" that no entry made use of yet
 	blockSlack    = store.MaxBlock / 64 // an incompressible block may grow a little
 	maxData       = store.MaxBlock + blockSlack
@@ -99,15 +94,9 @@ func (k kind) limit() int {
 		return 3 * binary.MaxVarintLen64
 	case kindHello, kindNote, kindError:
 		return maxPath + maxText + 1024
-	case kindPacked:
-		return 1 + maxPacked
 	}
 	return maxControl
 }
-
-// packs tells whether frames of this kind travel compressed. Blocks are already,
-// digests cannot be, and all others are few.
-func (k kind) packs() bool { return k == kindCached || k == kindEntries }
 
 // ProtocolError says that the other end sent what the protocol does not allow.
 type ProtocolError struct {
@@ -124,9 +113,8 @@ func violation(format string, args ...any) error {
 
 // frameReader reads frames.
 type frameReader struct {
-	r       *bufio.Reader
-	total   int64
-	decoder *zstd.Decoder // nil: nothing packed came yet
+	r     *bufio.Reader
+	total int64
 }
 
 func newFrameReader(r io.Reader) *frameReader {
@@ -152,30 +140,7 @@ func (f *frameReader) next() (kind, []byte, error) {
 		return 0, nil, err
 	}
 	f.total += int64(len(head)) + int64(n)
-	if k == kindPacked {
-		return f.unpack(payload)
-	}
 	return k, payload, nil
-}
-
-// unpack gives the frame that is in a packed one. Its payload is bounded well
-// below what a frame may have otherwise: it takes more memory than what arrived.
-func (f *frameReader) unpack(p []byte) (kind, []byte, error) {
-	if len(p) == 0 || !kind(p[0]).packs() {
-		return 0, nil, violation("a packed frame of no kind that is packed")
-	}
-	if f.decoder == nil {
-		var err error
-		f.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxPacked), zstd.WithDecoderMaxWindow(maxPacked))
-		if err != nil {
-			return 0, nil, err
-		}
-	}
-	payload, err := f.decoder.DecodeAll(p[1:], nil)
-	if err != nil || len(payload) > maxPacked {
-		return 0, nil, violation("a packed %s frame cannot be unpacked into %d bytes: %v", kind(p[0]), maxPacked, err)
-	}
-	return kind(p[0]), payload, nil
 }
 
 // readGrowing reads n bytes and allocates in proportion to what has arrived,
@@ -222,10 +187,7 @@ func (f *frameReader) skipTo(magic string) (chatter []byte, err error) {
 // frameWriter writes frames; the caller serializes. Frames stay in the buffer
 // until flush, or until it is full.
 type frameWriter struct {
-	w       *bufio.Writer
-	encoder *zstd.Encoder // nil: nothing was packed yet
-	plain   []byte        // room for what is to be packed
-	packed  []byte        // and for what comes of it
+	w *bufio.Writer
 }
 
 func newFrameWriter(w io.Writer) *frameWriter {
@@ -241,14 +203,6 @@ func (f *frameWriter) write(k kind, parts ...[]byte) error {
 	if n > k.limit() {
 		return fmt.Errorf("a %s message of %d bytes is longer than the protocol carries (%d)", k, n, k.limit())
 	}
-	if k.packs() && n >= minPacked && n <= maxPacked {
-		if err := f.pack(k, parts); err != nil {
-			return err
-		}
-		if len(f.packed) < n {
-			k, n, parts = kindPacked, len(f.packed), [][]byte{f.packed}
-		}
-	}
 	var head [5]byte
 	head[0] = byte(k)
 	binary.BigEndian.PutUint32(head[1:], uint32(n))
@@ -260,23 +214,6 @@ func (f *frameWriter) write(k kind, parts ...[]byte) error {
 			return err
 		}
 	}
-	return nil
-}
-
-// pack makes the payload of a packed frame.
-func (f *frameWriter) pack(k kind, parts [][]byte) error {
-	if f.encoder == nil {
-		var err error
-		f.encoder, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(maxPacked), zstd.WithEncoderCRC(false))
-		if err != nil {
-			return err
-		}
-	}
-	f.plain = f.plain[:0]
-	for _, p := range parts {
-		f.plain = append(f.plain, p...)
-	}
-	f.packed = f.encoder.EncodeAll(f.plain, append(f.packed[:0], byte(k)))
 	return nil
 }
 

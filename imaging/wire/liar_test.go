@@ -13,19 +13,11 @@ import (
 
 	"doppel/imaging"
 	"doppel/imaging/store"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 // frame is a frame as a liar would write it.
 func frame(k kind, payload ...byte) []byte {
 	return append(binary.BigEndian.AppendUint32([]byte{byte(k)}, uint32(len(payload))), payload...)
-}
-
-// packed is a packed frame, whatever it holds.
-func packed(k kind, payload []byte) []byte {
-	e, _ := zstd.NewWriter(nil)
-	return frame(kindPacked, e.EncodeAll(payload, []byte{byte(k)})...)
 }
 
 // claim is a frame's head alone.
@@ -142,14 +134,6 @@ func lyingAgents(t testing.TB) map[string][]byte {
 		"left over":                 frame(kindProgress, 1, 2, 3, 4),
 		"answer that is a question": frame(kindCachedAnswer, raw(1, 0)...),
 		"done with a payload":       frame(kindDone, 1),
-		"packed nothing":            frame(kindPacked),
-		"packed block":              packed(kindBlock, raw(byte(1), byte(0), 0)),
-		"packed packing":            packed(kindPacked, []byte{byte(kindEntries)}),
-		"packed noise":              frame(kindPacked, byte(kindEntries), 1, 2, 3, 4, 5),
-		"packed lie":                packed(kindEntries, raw(1, byte(77))),
-		"packed and cut":            frame(kindPacked, packed(kindEntries, make([]byte, 4000))[5:12]...),
-		"packed bomb":               packed(kindEntries, make([]byte, maxPacked+1)),
-		"packed, beyond the limit":  claim(kindPacked, maxPacked+2),
 		"end in the middle":         nil,
 	}
 }
@@ -288,7 +272,6 @@ func FuzzClient(f *testing.F) {
 	}
 	entries, _ := allKinds()
 	f.Add(append(entriesFrame(f, entries[:5]...), frame(kindDone)...))
-	f.Add(append(packed(kindEntries, entriesFrame(f, entries[:5]...)[5:]), frame(kindDone)...))
 	f.Add(append(frame(kindCached, question{id: 1, class: []imaging.Class{1}, files: []imaging.Stamp{{Path: "f"}}}.encode()...), frame(kindDone)...))
 	f.Add(append(frame(kindMissing, missing{id: 1, refs: []store.Ref{{Audience: 1}}}.encode()...), frame(kindError, encodeError(io.EOF)...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {

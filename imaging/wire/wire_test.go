@@ -1,14 +1,12 @@
 package wire
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"math"
-	"math/rand/v2"
 	"reflect"
 	"sync"
 	"syscall"
@@ -486,48 +484,4 @@ func TestRateOfTheWire(t *testing.T) {
 		l.client.Close()
 		<-l.served
 	})
-}
-
-// What the wire carries of entries and of questions is a fraction of what they
-// are; what is short, or too long to be unpacked, goes as it is.
-func TestPackedFrames(t *testing.T) {
-	var names []byte
-	for i := range 20_000 {
-		names = fmt.Appendf(names, "usr/share/doc/package-%d/copyright", i)
-	}
-	for _, c := range []struct {
-		kind    kind
-		payload []byte
-		packed  bool
-	}{
-		{kindEntries, names[:400], false}, {kindEntries, names[:1000], true}, {kindCached, names, true}, {kindMissing, names, false},
-		{kindEntries, bytes.Repeat(names, 1+maxPacked/len(names)), false}, {kindEntries, random(5000), false},
-	} {
-		var b bytes.Buffer
-		w := newFrameWriter(&b)
-		for range 2 { // what it keeps from one to the next does no harm
-			if err := errors.Join(w.write(c.kind, c.payload[:10], c.payload[10:]), w.flush()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if small := b.Len() < 2*len(c.payload)/2; small != c.packed || kind(b.Bytes()[0]) == kindPacked != c.packed {
-			t.Errorf("%v of %d bytes went in %d", c.kind, len(c.payload), b.Len()/2)
-		}
-		size := int64(b.Len())
-		r := newFrameReader(&b)
-		for range 2 {
-			if k, p, err := r.next(); err != nil || k != c.kind || !bytes.Equal(p, c.payload) {
-				t.Errorf("%v of %d bytes came as %v of %d, %v", c.kind, len(c.payload), k, len(p), err)
-			}
-		}
-		if r.total != size {
-			t.Errorf("counted %d of %d bytes", r.total, size)
-		}
-	}
-}
-
-func random(n int) []byte {
-	b := make([]byte, n)
-	rand.NewChaCha8([32]byte{}).Read(b)
-	return b
 }
