@@ -206,7 +206,7 @@ func (c *Client) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging
 			return err
 		}
 		s := &scan{
-			client: c, sink: sink, known: map[string]*imaging.Content{},
+			client: c, sink: sink, known: map[string]known{},
 			cached: make(chan []byte, 4), missing: make(chan []byte, 4), things: make(chan thing, 2),
 		}
 		return s.run(ctx)
@@ -239,7 +239,7 @@ type scan struct {
 	entries entryDecoder
 
 	mu    sync.Mutex
-	known map[string]*imaging.Content // answered "cached", not yet in an entry
+	known map[string]known // answered "cached", not yet in an entry
 }
 
 // thing is a frame that goes to the sink in order.
@@ -358,7 +358,7 @@ func (s *scan) answerCached(ctx context.Context, p []byte) error {
 	s.mu.Lock()
 	for i, c := range contents {
 		if bits[i] = c != nil; bits[i] {
-			s.known[q.files[i].Path] = c
+			s.known[q.files[i].Path] = known{c, q.files[i]}
 		}
 	}
 	n := len(s.known)
@@ -369,13 +369,13 @@ func (s *scan) answerCached(ctx context.Context, p []byte) error {
 	return s.client.send(kindCachedAnswer, answer{id: q.id, bits: bits}.encode())
 }
 
-// takeKnown gives the content answered for a path, once.
-func (s *scan) takeKnown(path string) (*imaging.Content, bool) {
+// takeKnown gives what was answered for a path, once.
+func (s *scan) takeKnown(path string) (known, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, ok := s.known[path]
+	k, ok := s.known[path]
 	delete(s.known, path)
-	return c, ok
+	return k, ok
 }
 
 func (s *scan) answerMissing(ctx context.Context, p []byte) error {

@@ -3,7 +3,9 @@
 // Words. The client is the end that captures: it holds the imaging.Sink. The
 // agent is the end on the head: it holds the tree, as an imaging.Source. A
 // message is one frame: a byte that says its kind, four bytes of length
-// (big-endian), and the payload.
+// (big-endian), and the payload. A payload is packed where that makes it
+// shorter: compressed by zstd, with its own length in front. Entries and
+// questions about files are; blocks come compressed, and digests do not yield.
 //
 // Steps. Both ends talk over one byte stream each way, which usually are the
 // standard output and input of `doppel-agent capture` at the far end of an SSH
@@ -16,11 +18,13 @@
 //
 // What a file held last time never crosses the wire: where the client answers
 // "cached", the agent's entry says "as cached", and the client puts in the
-// content that its own sink gave. A capture of an unchanged tree therefore
-// costs its entries' metadata and nothing else.
+// content that its own sink gave, and the stamp that it was asked about. A
+// capture of an unchanged tree therefore costs its entries' metadata and
+// nothing else: some 25 bytes a file.
 //
 // Guarantees. Every length is bounded before anything is allocated for it, and
-// memory follows the bytes that truly arrived, so a lying peer gets an error
+// memory follows the bytes that truly arrived (of a packed payload, sixteen
+// times those at most, and 256 KiB), so a lying peer gets an error
 // (*ProtocolError), never the memory. Paths, kinds and sums of sizes are checked
 // where they enter. Blocks, entries and notes reach the sink in the order in
 // which the agent gave them, each only when the one before it is done; that is

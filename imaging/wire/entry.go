@@ -14,7 +14,7 @@ const (
 	hasExtents             //
 	hasXattrs              //
 	runsBefore             // chunks and extents came in frames of their own, in front
-	stampElse              // the stamp has a path of its own
+	stampElse              // the stamp has a path of its own; without hasStamp: the stamp is the one that was asked about
 	isOpaque               // a directory whose contents were left out
 	hasFlags               // inode flags and project
 )
@@ -36,9 +36,13 @@ func needsRuns(e *imaging.Entry) bool {
 	return len(e.Chunks) > maxRun/16 || len(e.Extents) > maxRun/16
 }
 
+// stampAsked are the flags of an entry as cached whose stamp is that of the
+// question.
+const stampAsked = asCached | stampElse
+
 // putEntry appends an entry. prev is the path of the one before it in the same
-// frame.
-func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte, error) {
+// frame; asked tells whether the client has its stamp from a question.
+func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp, asked bool) ([]byte, error) {
 	if e.Kind < imaging.Regular || e.Kind > imaging.HardLink {
 		return nil, fmt.Errorf("%s: %v", e.Path, e.Kind)
 	}
@@ -52,6 +56,9 @@ func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte,
 	set(s != imaging.Stamp{}, hasStamp)
 	set(s != imaging.Stamp{} && s.Path != e.Path, stampElse)
 	set(cached, asCached)
+	if asked && cached {
+		flags = stampAsked
+	}
 	set(!cached && !runs && e.Extents != nil, hasExtents)
 	set(len(e.Xattrs) > 0, hasXattrs)
 	set(runs, runsBefore)
@@ -85,10 +92,10 @@ func putEntry(b []byte, prev string, e *imaging.Entry, s imaging.Stamp) ([]byte,
 			b = putString(putString(b, x.Name), string(x.Value))
 		}
 	}
-	if flags&stampElse != 0 {
-		b = putPath(b, e.Path, s.Path)
-	}
 	if flags&hasStamp != 0 {
+		if flags&stampElse != 0 {
+			b = putPath(b, e.Path, s.Path)
+		}
 		b = putStamp(b, s)
 	}
 	return b, nil
@@ -128,8 +135,14 @@ func (r *runs) addExtents(p []byte) error {
 // entryDecoder decodes the frames that carry entries.
 type entryDecoder struct {
 	pending runs
-	// cached gives, once, the content that was answered for a path.
-	cached func(path string) (*imaging.Content, bool)
+	// cached gives, once, what was answered for a path.
+	cached func(path string) (known, bool)
+}
+
+// known is what the client answered "cached" about.
+type known struct {
+	content *imaging.Content
+	stamp   imaging.Stamp // as it was asked
 }
 
 func (x *entryDecoder) decode(p []byte) ([]imaging.Entry, []imaging.Stamp, error) {
@@ -157,7 +170,8 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 		d.fail("an entry of kind %d", e.Kind)
 	}
 	flags := d.byte("flags")
-	if flags&stampElse != 0 && flags&hasStamp == 0 {
+	asked := flags&(hasStamp|stampAsked) == stampAsked
+	if flags&stampElse != 0 && flags&hasStamp == 0 && !asked {
 		d.fail("an entry has the path of a stamp, and none")
 	}
 	e.Class = d.class()
@@ -169,7 +183,10 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 	switch e.Kind {
 	case imaging.Regular:
 		e.Size = d.length("size")
-		x.content(d, &e, flags)
+		k := x.content(d, &e, flags)
+		if asked {
+			s = k.stamp
+		}
 	case imaging.Symlink:
 		e.Target = d.string(maxPath, "target")
 	case imaging.HardLink:
@@ -200,11 +217,11 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 		}
 		e.Xattrs = d.xattrs()
 	}
-	path := e.Path
-	if flags&stampElse != 0 {
-		path = d.path(e.Path, "path of a stamp")
-	}
 	if flags&hasStamp != 0 {
+		path := e.Path
+		if flags&stampElse != 0 {
+			path = d.path(e.Path, "path of a stamp")
+		}
 		s = d.stamp(path)
 	}
 	if x.cached != nil && flags&asCached == 0 {
@@ -213,22 +230,24 @@ func (x *entryDecoder) entry(d *decoder, prev string) (e imaging.Entry, s imagin
 	return e, s
 }
 
-func (x *entryDecoder) content(d *decoder, e *imaging.Entry, flags byte) {
+// content reads what a file holds, or takes it from what was answered.
+func (x *entryDecoder) content(d *decoder, e *imaging.Entry, flags byte) (k known) {
 	switch {
 	case flags&asCached != 0:
 		if flags&(runsBefore|hasExtents) != 0 {
 			d.fail("an entry with its content twice")
-			return
+			return k
 		}
 		if x.cached == nil || d.err != nil {
 			d.fail("an entry as cached, and nothing is cached")
-			return
+			return k
 		}
-		c, ok := x.cached(e.Path)
-		if !ok {
+		var ok bool
+		if k, ok = x.cached(e.Path); !ok {
 			d.fail("%q is as cached, but was not said to be", e.Path)
-			return
+			return k
 		}
+		c := k.content
 		e.Chunks, e.Extents = c.Chunks, c.Extents
 		e.Flags, e.Project, e.Xattrs = c.Flags, c.Project, c.Xattrs
 	case flags&runsBefore != 0:
@@ -245,6 +264,7 @@ func (x *entryDecoder) content(d *decoder, e *imaging.Entry, flags byte) {
 			d.fail("%q has data beyond its end", e.Path)
 		}
 	}
+	return k
 }
 
 func (d *decoder) xattrs() []imaging.Xattr {

@@ -12,7 +12,7 @@ import (
 
 // Version is the version of the protocol. Both ends must have the same: the
 // client brings its agent along, so there is nothing to be compatible with.
-const Version = 2
+const Version = 3
 
 // magic opens the greeting of either end. The control bytes keep it from
 // occurring in what a login shell prints.
@@ -113,8 +113,9 @@ func violation(format string, args ...any) error {
 
 // frameReader reads frames.
 type frameReader struct {
-	r     *bufio.Reader
-	total int64
+	r        *bufio.Reader
+	unpacker unpacker
+	total    int64
 }
 
 func newFrameReader(r io.Reader) *frameReader {
@@ -128,7 +129,7 @@ func (f *frameReader) next() (kind, []byte, error) {
 	if _, err := io.ReadFull(f.r, head[:]); err != nil {
 		return 0, nil, err
 	}
-	k, n := kind(head[0]), binary.BigEndian.Uint32(head[1:])
+	k, n, packed := kind(head[0]&^packedBit), binary.BigEndian.Uint32(head[1:]), head[0]&packedBit != 0
 	if _, ok := kindNames[k]; !ok {
 		return 0, nil, violation("a frame of unknown kind %d", head[0])
 	}
@@ -140,7 +141,10 @@ func (f *frameReader) next() (kind, []byte, error) {
 		return 0, nil, err
 	}
 	f.total += int64(len(head)) + int64(n)
-	return k, payload, nil
+	if packed {
+		payload, err = f.unpacker.unpack(k, payload)
+	}
+	return k, payload, err
 }
 
 // readGrowing reads n bytes and allocates in proportion to what has arrived,
@@ -187,7 +191,8 @@ func (f *frameReader) skipTo(magic string) (chatter []byte, err error) {
 // frameWriter writes frames; the caller serializes. Frames stay in the buffer
 // until flush, or until it is full.
 type frameWriter struct {
-	w *bufio.Writer
+	w      *bufio.Writer
+	packer packer
 }
 
 func newFrameWriter(w io.Writer) *frameWriter {
@@ -205,6 +210,10 @@ func (f *frameWriter) write(k kind, parts ...[]byte) error {
 	}
 	var head [5]byte
 	head[0] = byte(k)
+	if data := f.packer.pack(k, parts...); data != nil {
+		head[0] |= packedBit
+		n, parts = len(data), [][]byte{data}
+	}
 	binary.BigEndian.PutUint32(head[1:], uint32(n))
 	if _, err := f.w.Write(head[:]); err != nil {
 		return err

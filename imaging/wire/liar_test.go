@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func entriesFrame(t testing.TB, entries ...imaging.Entry) []byte {
 	b, prev := putUint(nil, uint64(len(entries))), ""
 	for i := range entries {
 		var err error
-		if b, err = putEntry(b, prev, &entries[i], imaging.Stamp{}); err != nil {
+		if b, err = putEntry(b, prev, &entries[i], imaging.Stamp{}, false); err != nil {
 			t.Fatal(err)
 		}
 		prev = entries[i].Path
@@ -100,7 +101,7 @@ func lyingAgents(t testing.TB) map[string][]byte {
 	}
 	cached := file("f", 1)
 	cached.Chunks = cachedContent().Chunks
-	return map[string][]byte{
+	lies := map[string][]byte{
 		"length beyond the limit":   claim(kindEntries, 1<<31),
 		"block beyond the limit":    claim(kindBlock, maxBlock+1),
 		"unknown kind":              frame(99),
@@ -134,8 +135,11 @@ func lyingAgents(t testing.TB) map[string][]byte {
 		"left over":                 frame(kindProgress, 1, 2, 3, 4),
 		"answer that is a question": frame(kindCachedAnswer, raw(1, 0)...),
 		"done with a payload":       frame(kindDone, 1),
+		"stamp as asked, unasked":   frame(kindEntries, raw(1, byte(imaging.Regular), byte(stampElse), byte(0), 0, "x", 0, 0, 0, 0, 0, 0, 0)...),
 		"end in the middle":         nil,
 	}
+	maps.Copy(lies, packingLiars(t))
+	return lies
 }
 
 // A lying agent gives an error that says so, at little cost.
@@ -176,7 +180,7 @@ func allocated() uint64 {
 // An agent that asks about files without end, and never uses an answer, is
 // stopped.
 func TestHoardingAgent(t *testing.T) {
-	s := &scan{client: &Client{w: newFrameWriter(io.Discard)}, sink: everything{&memorySink{}}, known: map[string]*imaging.Content{}}
+	s := &scan{client: &Client{w: newFrameWriter(io.Discard)}, sink: everything{&memorySink{}}, known: map[string]known{}}
 	var err error
 	for id := uint64(1); err == nil; id++ {
 		q := question{id: id, class: make([]imaging.Class, maxFiles), files: make([]imaging.Stamp, maxFiles)}
@@ -324,7 +328,7 @@ func FuzzEntries(f *testing.F) {
 		}
 		b, prev := putUint(nil, uint64(len(entries))), ""
 		for i := range entries {
-			if b, err = putEntry(b, prev, &entries[i], stamps[i]); err != nil {
+			if b, err = putEntry(b, prev, &entries[i], stamps[i], false); err != nil {
 				t.Fatal(err)
 			}
 			prev = entries[i].Path

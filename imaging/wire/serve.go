@@ -171,7 +171,7 @@ func (a *agent) scan(ctx context.Context, req imaging.ScanRequest) error {
 		defer a.out.pace.Store(nil)
 		req.Limits.Rate = 0
 	}
-	return a.source.Scan(ctx, req, &agentSink{agent: a, ctx: ctx})
+	return a.source.Scan(ctx, req, &agentSink{agent: a, ctx: ctx, asked: map[string]imaging.Stamp{}})
 }
 
 // send writes one frame and sees it off.
@@ -235,6 +235,9 @@ func (a *agent) answered(p []byte) error {
 type agentSink struct {
 	agent *agent
 	ctx   context.Context // of the whole Serve: ends with the stream
+
+	mu    sync.Mutex
+	asked map[string]imaging.Stamp // answered "cached", not yet in an entry
 }
 
 // askAll splits a long question, puts all parts, and joins the answers.
@@ -277,12 +280,25 @@ func (s *agentSink) Cached(ctx context.Context, class []imaging.Class, files []i
 		return nil, err
 	}
 	contents := make([]*imaging.Content, len(files))
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for i, cached := range bits {
 		if cached {
 			contents[i] = cachedContent()
+			s.asked[files[i].Path] = files[i]
 		}
 	}
 	return contents, nil
+}
+
+// isAsked tells whether the client knows the stamp from having been asked. It
+// forgets as the client does: with the entry.
+func (s *agentSink) isAsked(stamp *imaging.Stamp, path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked, ok := s.asked[path]
+	delete(s.asked, path)
+	return ok && asked == *stamp
 }
 
 func (s *agentSink) Missing(ctx context.Context, refs []store.Ref) ([]bool, error) {
@@ -345,7 +361,7 @@ func (s *agentSink) Entries(ctx context.Context, entries []imaging.Entry, stamps
 			}
 		}
 		var err error
-		if frame, err = putEntry(frame, prev, e, stamps[i]); err != nil {
+		if frame, err = putEntry(frame, prev, e, stamps[i], s.isAsked(&stamps[i], e.Path)); err != nil {
 			return err
 		}
 		n, prev = n+1, e.Path
