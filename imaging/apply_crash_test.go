@@ -16,10 +16,10 @@ import (
 
 // crashTree is a tree that takes some time to write; two versions of it differ
 // in all files.
-func crashTree(version byte) *tree {
+func crashTree(version byte, dirs int) *tree {
 	x := newTree()
 	random := rand.NewChaCha8([32]byte{version})
-	for i := range 12 {
+	for i := range dirs {
 		dir := fmt.Sprintf("d%02d", i)
 		x.dir(dir)
 		for j := range 25 {
@@ -33,6 +33,8 @@ func crashTree(version byte) *tree {
 	return x
 }
 
+const crashDirs = 3 // of the tree that TestApplyKilled has written again and again
+
 // TestApplyCrashChild does nothing unless TestApplyKilled runs it. It writes a
 // byte for each step it comes to.
 func TestApplyCrashChild(t *testing.T) {
@@ -40,7 +42,7 @@ func TestApplyCrashChild(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	x := crashTree(2)
+	x := crashTree(2, crashDirs)
 	step := func() error { _, err := os.Stderr.Write([]byte{'.'}); return err }
 	x.chunks.before = func(store.Ref) error { return step() }
 	x.apply(t, dir, ApplyOptions{Delete: true, Change: func(ApplyChange) {
@@ -53,12 +55,12 @@ func TestApplyCrashChild(t *testing.T) {
 // Killed at any instant, an Apply leaves every file either as it was or whole,
 // and the next one finishes the tree.
 func TestApplyKilled(t *testing.T) {
-	before, after := crashTree(1), crashTree(2)
+	before, after := crashTree(1, crashDirs), crashTree(2, crashDirs)
 	for round := range 75 {
 		dir := memory(t)
 		before.apply(t, dir, ApplyOptions{})
 		write(t, filepath.Join(dir, "extra"), "extra")
-		steps := rand.IntN(1200)
+		steps := rand.IntN(300)
 		kill(t, dir, steps)
 		for path := range stamps(t, dir) {
 			if strings.HasPrefix(filepath.Base(path), "f") {
@@ -117,7 +119,7 @@ func TestApplyPowerCut(t *testing.T) {
 			other, err := os.Create(filepath.Join(dir, "other"))
 			must(t, err)
 			defer other.Close()
-			x := crashTree(1)
+			x := crashTree(1, 12)
 			steps, cut := 0, filepath.Join(t.TempDir(), "cut")
 			x.apply(t, root, ApplyOptions{Change: func(ApplyChange) {
 				if steps++; steps != 200 {
