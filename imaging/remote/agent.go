@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"doppel/imaging"
+	"doppel/imaging/store"
 	"doppel/imaging/wire"
 )
 
@@ -31,8 +32,6 @@ type AgentOptions struct {
 // Agent starts doppel-agent on the head and gives the head's tree as a source.
 // Closing the source ends the agent; the connection stays open.
 func Agent(ctx context.Context, conn *Conn, o AgentOptions) (imaging.Source, error) {
-	packing := make(chan *parcel, 1)
-	go func() { packing <- pack(o.Path) }() // while the head says what it is
 	m, err := conn.probe(ctx)
 	if err != nil {
 		return nil, err
@@ -46,14 +45,11 @@ func Agent(ctx context.Context, conn *Conn, o AgentOptions) (imaging.Source, err
 			fmt.Sprintf("log in as root@%s, or give --sudo", conn.host.alias),
 		}
 	}
-	p := <-packing
-	if p.err != nil {
-		return nil, fmt.Errorf("read the agent to run on %s: %w", conn.host.alias, p.err)
+	binary, err := readBounded(o.Path, maxAgent)
+	if err != nil {
+		return nil, fmt.Errorf("read the agent to run on %s: %w", conn.host.alias, err)
 	}
-	d := &delivery{conn: conn, options: o, digest: p.digest, size: len(p.binary), sent: p.binary, root: m.uid == 0}
-	if m.gunzips {
-		d.sent = p.packed
-	}
+	d := &delivery{conn: conn, options: o, binary: binary, digest: store.Sum(binary), root: m.uid == 0}
 	if m.installed == d.digest.Hex() {
 		return d.installed(ctx)
 	}

@@ -14,8 +14,6 @@ import (
 
 	"doppel/imaging"
 	"doppel/imaging/store"
-
-	"github.com/klauspost/compress/gzip"
 )
 
 // dirPrefix begins the name of the temporary directory on a head.
@@ -39,35 +37,9 @@ const settling = 5 * time.Minute
 type delivery struct {
 	conn    *Conn
 	options AgentOptions
-	digest  store.ID // of the binary
-	size    int      // likewise
-	sent    []byte   // it, or it compressed
-	root    bool     // logged in as root
-}
-
-// parcel is an agent that is ready to be sent.
-type parcel struct {
-	binary, packed []byte // as it is, and by gzip
-	digest         store.ID
-	err            error
-}
-
-// pack reads the agent.
-func pack(path string) *parcel {
-	binary, err := readBounded(path, maxAgent)
-	if err != nil {
-		return &parcel{err: err}
-	}
-	var packed bytes.Buffer
-	// Less than half of it, in a sixth of a second; the best would take two.
-	w, err := gzip.NewWriterLevel(&packed, 3)
-	if err == nil {
-		_, err = w.Write(binary)
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	return &parcel{binary: binary, packed: packed.Bytes(), digest: store.Sum(binary), err: err}
+	binary  []byte
+	digest  store.ID
+	root    bool // logged in as root
 }
 
 // courier is the script that takes delivery of the agent in the first of the
@@ -86,11 +58,7 @@ func (d *delivery) courier(from int, name, prefix string) string {
 	for _, p := range places[from:] {
 		quoted = append(quoted, `"`+p+`"`)
 	}
-	size, sent := strconv.Itoa(d.size), strconv.Itoa(len(d.sent))
-	unpack := "take"
-	if len(d.sent) != d.size {
-		unpack = "{ take | gzip -dc; }"
-	}
+	size := strconv.Itoa(len(d.binary))
 	// A password can be told sudo but once, so there only the login tries.
 	trial := prefix
 	if strings.Contains(prefix, "-S") {
@@ -112,11 +80,11 @@ func (d *delivery) courier(from int, name, prefix string) string {
 		`test -n "$d" || { echo "`+marker+answerNone+`"; exit 0; }`,
 		`f="$d/`+agentFile+`"`,
 		// POSIX knows no head -c. A pipe gives dd what is in it, up to a block.
-		`if printf xx | head -c 1 >/dev/null 2>&1; then take() { head -c `+sent+`; }`,
-		`else take() { s=0; while test $s -lt `+sent+`; do dd bs=65536 count=1 2>/dev/null; t=$(wc -c <"$f"); test "$t" -gt $s || break; s=$t; done; }`,
+		`if printf xx | head -c 1 >/dev/null 2>&1; then take() { head -c `+size+`; }`,
+		`else take() { s=0; while test $s -lt `+size+`; do dd bs=65536 count=1 2>/dev/null; t=$(wc -c <"$f"); test "$t" -gt $s || break; s=$t; done; }`,
 		`fi`,
 		`echo "`+marker+answerSend+`"`,
-		`e=$(`+unpack+` 2>&1 >"$f")`,
+		`e=$(take 2>&1 >"$f")`,
 		`test "$(wc -c <"$f")" -eq `+size+` 2>/dev/null || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`e=$(chmod 700 "$f" 2>&1 && `+trial+`"$f" version 2>&1 </dev/null) || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`echo "`+marker+answerReady+`"`,
@@ -190,7 +158,7 @@ func (d *delivery) hand(ctx context.Context, a *agentSource) error {
 	}
 	unhook := context.AfterFunc(ctx, a.giveUp)
 	defer unhook()
-	for piece := range slices.Chunk(d.sent, 64<<10) {
+	for piece := range slices.Chunk(d.binary, 64<<10) {
 		if ctx.Err() != nil {
 			break
 		}

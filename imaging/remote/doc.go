@@ -8,7 +8,7 @@
 // known_hosts, and logs in with keys, the user's ssh-agent, or what the user
 // types. Agent asks the head what it is and starts one more session there: a
 // shell that makes a private temporary directory, takes the doppel-agent binary
-// off its standard input (compressed where gzip is), tries it, and runs it, which then speaks imaging/wire
+// off its standard input, tries it, and runs it, which then speaks imaging/wire
 // (an agent that is installed and has the right digest is run as it is). SFTP
 // needs nothing on the head but sshd's sftp subsystem, and tells what it cannot
 // carry.

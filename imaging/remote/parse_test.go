@@ -186,7 +186,6 @@ func FuzzKnownHosts(f *testing.F) {
 
 func FuzzAnswers(f *testing.F) {
 	f.Add("hello\n" + marker + "Linux x86_64 0 " + strings.Repeat("a", 64) + "\n")
-	f.Add(marker + "Linux x86_64 0 " + gunzipWord + "x " + strings.Repeat("a", 64))
 	f.Add(marker + "\n" + marker + marker)
 	f.Fuzz(func(t *testing.T, out string) {
 		for _, a := range answers([]byte(out)) {
@@ -195,26 +194,6 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestParseMachine(t *testing.T) {
-	digest := strings.Repeat("ab", 32)
-	for answer, want := range map[string]machine{
-		"Linux x86_64 0":                    {system: "Linux", arch: "x86_64"},
-		"Linux x86_64 1000 gunzip=":         {system: "Linux", arch: "x86_64", uid: 1000},
-		"Linux x86_64 0 gunzip=x":           {system: "Linux", arch: "x86_64", gunzips: true},
-		"Linux x86_64 0 gunzip=x " + digest: {system: "Linux", arch: "x86_64", gunzips: true, installed: digest},
-		"Linux x86_64 0 " + digest:          {system: "Linux", arch: "x86_64", installed: digest},
-	} {
-		if m, err := parseMachine(answer); err != nil || *m != want {
-			t.Errorf("%q: %+v, %v", answer, m, err)
-		}
-	}
-	for _, answer := range []string{"", "Linux x86_64", "Linux x86_64 root", "Linux x86_64 0 gunzip=x or so", "Linux x86_64 -1"} {
-		if m, err := parseMachine(answer); err == nil {
-			t.Errorf("%q: %+v", answer, m)
-		}
-	}
 }
 
 func TestShellQuote(t *testing.T) {

@@ -20,12 +20,8 @@ type machine struct {
 	system    string // uname -s
 	arch      string // uname -m
 	uid       int
-	gunzips   bool   // gzip(1) is there, and a head(1) that counts bytes
 	installed string // SHA-256 of installedAgent in hexadecimal; empty: none
 }
-
-// gunzipWord stands before the byte that head and gzip gave back.
-const gunzipWord = "gunzip="
 
 // script wraps lines for whatever shell the login has: inside single quotes no
 // shell that is used as one (sh, csh, fish) sees anything to act on. The lines
@@ -49,8 +45,7 @@ func answers(out []byte) []string {
 // probe asks the head what it is.
 func (c *Conn) probe(ctx context.Context) (*machine, error) {
 	out, err := c.run(ctx, script(
-		`z=$({ printf xx | head -c 1 | gzip -c | gzip -dc; } 2>/dev/null)`,
-		`echo "`+marker+`$(uname -s) $(uname -m) $(id -u) `+gunzipWord+`$z $(sha256sum `+installedAgent+` 2>/dev/null | cut -c1-64)"`), nil)
+		`echo "`+marker+`$(uname -s) $(uname -m) $(id -u) $(sha256sum `+installedAgent+` 2>/dev/null | cut -c1-64)"`), nil)
 	found := answers(out)
 	if len(found) == 0 {
 		var status *CommandError
@@ -80,7 +75,7 @@ func firstOf(out []byte, err error) string {
 // parseMachine reads the answer to probe.
 func parseMachine(answer string) (*machine, error) {
 	words := strings.Fields(answer)
-	if len(words) < 3 {
+	if len(words) < 3 || len(words) > 4 {
 		return nil, fmt.Errorf("the host's answer %q makes no sense", printable(answer))
 	}
 	uid, err := strconv.ParseUint(words[2], 10, 32)
@@ -88,15 +83,8 @@ func parseMachine(answer string) (*machine, error) {
 		return nil, fmt.Errorf("the host's answer %q names no user", printable(answer))
 	}
 	m := &machine{system: words[0], arch: words[1], uid: int(uid)}
-	for _, w := range words[3:] {
-		switch {
-		case strings.HasPrefix(w, gunzipWord):
-			m.gunzips = w == gunzipWord+"x"
-		case len(w) == 64:
-			m.installed = w
-		default:
-			return nil, fmt.Errorf("the host's answer %q makes no sense", printable(answer))
-		}
+	if len(words) == 4 && len(words[3]) == 64 {
+		m.installed = words[3]
 	}
 	return m, nil
 }
