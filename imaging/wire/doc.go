@@ -4,8 +4,8 @@
 // agent is the end on the head: it holds the tree, as an imaging.Source. A
 // message is one frame: a byte that says its kind, four bytes of length
 // (big-endian), and the payload. A payload is packed where that makes it
-// shorter: compressed by zstd, with its own length in front. Entries and
-// questions about files are; blocks come compressed, and digests do not yield.
+// shorter: compressed by zstd, with its own length in front. Entries are; blocks
+// come compressed, digests do not yield, and questions are waited for.
 //
 // Steps. Both ends talk over one byte stream each way, which usually are the
 // standard output and input of `doppel-agent capture` at the far end of an SSH
@@ -20,7 +20,7 @@
 // "cached", the agent's entry says "as cached", and the client puts in the
 // content that its own sink gave, and the stamp that it was asked about. A
 // capture of an unchanged tree therefore costs its entries' metadata and
-// nothing else: some 25 bytes a file.
+// nothing else: some 30 bytes a file.
 //
 // Guarantees. Every length is bounded before anything is allocated for it, and
 // memory follows the bytes that truly arrived (of a packed payload, sixteen

@@ -112,12 +112,12 @@ type question struct {
 
 func (q question) encode() []byte {
 	b := putUint(putUint(nil, q.id), uint64(len(q.files)))
-	prev := ""
+	prev, last := "", imaging.Stamp{}
 	for i, s := range q.files {
 		b = append(b, byte(q.class[i]))
 		b = putPath(b, prev, s.Path)
-		b = putStamp(b, s)
-		prev = s.Path
+		b = putStampSince(b, &last, &s)
+		prev, last = s.Path, s
 	}
 	return b
 }
@@ -127,6 +127,27 @@ func putStamp(b []byte, s imaging.Stamp) []byte {
 	b = putUint(putUint(b, s.Dev), s.Ino)
 	b = putUint(b, uint64(s.Size))
 	return putTime(putTime(b, s.MTime), s.CTime)
+}
+
+// putStampSince writes a stamp by what sets it off from the one before: files
+// that lie side by side have come to be together.
+func putStampSince(b []byte, last, s *imaging.Stamp) []byte {
+	b = putInt(putInt(b, int64(s.Dev-last.Dev)), int64(s.Ino-last.Ino))
+	b = putUint(b, uint64(s.Size))
+	b = putTime(b, imaging.Time{Sec: s.MTime.Sec - last.MTime.Sec, Nsec: s.MTime.Nsec})
+	return putTime(b, imaging.Time{Sec: s.CTime.Sec - last.CTime.Sec, Nsec: s.CTime.Nsec})
+}
+
+func (d *decoder) stampSince(last *imaging.Stamp, path string) imaging.Stamp {
+	s := imaging.Stamp{
+		Path: path,
+		Dev:  last.Dev + uint64(d.int("device")), Ino: last.Ino + uint64(d.int("inode")),
+		Size:  d.length("size"),
+		MTime: d.time("mtime"), CTime: d.time("ctime"),
+	}
+	s.MTime.Sec += last.MTime.Sec
+	s.CTime.Sec += last.CTime.Sec
+	return s
 }
 
 func (d *decoder) stamp(path string) imaging.Stamp {
@@ -143,11 +164,12 @@ func decodeQuestion(p []byte) (question, error) {
 	q := question{id: d.uint(1<<64-1, "question")}
 	n := d.count(maxFiles, 8, "files")
 	q.class, q.files = make([]imaging.Class, n), make([]imaging.Stamp, n)
-	prev := ""
+	prev, last := "", imaging.Stamp{}
 	for i := range q.files {
 		q.class[i] = d.class()
 		prev = d.path(prev, "path")
-		q.files[i] = d.stamp(prev)
+		last = d.stampSince(&last, prev)
+		q.files[i] = last
 	}
 	return q, d.finish()
 }

@@ -20,8 +20,10 @@ const (
 )
 
 // packs tells whether payloads of this kind may be packed: those that are
-// many, repeat themselves, and are not compressed already.
-func (k kind) packs() bool { return k == kindEntries || k == kindCached }
+// many, repeat themselves, are not compressed already, and have time. A scan
+// waits for the answer to a question about files, so those are only written
+// briefly.
+func (k kind) packs() bool { return k == kindEntries }
 
 // packer packs payloads; the caller serializes. The zero value is ready.
 type packer struct {
