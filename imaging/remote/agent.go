@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"doppel/imaging"
-	"doppel/imaging/store"
 	"doppel/imaging/wire"
 )
 
@@ -32,28 +31,48 @@ type AgentOptions struct {
 // Agent starts doppel-agent on the head and gives the head's tree as a source.
 // Closing the source ends the agent; the connection stays open.
 func Agent(ctx context.Context, conn *Conn, o AgentOptions) (imaging.Source, error) {
-	m, err := conn.probe(ctx)
+	d := newDelivery(conn, o)
+	defer d.packing.Wait()
+	d.packing.Go(d.pack)
+	// Where the login is root's and nothing is installed, the shell that says
+	// what the head is goes on and takes the agent.
+	a, m, err := d.survey(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := m.suits(conn.host.alias); err != nil {
+	if err := d.suits(m); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	d.root = m.uid == 0
+	if m.takes() {
+		return d.deliver(ctx, sudo{}, a)
+	}
+	if err := a.Close(); err != nil {
 		return nil, err
 	}
-	if m.uid != 0 && !o.Sudo {
-		return nil, &remedied{
-			fmt.Errorf("%w: %s@%s has user id %d, and only root can read every file", ErrNotRoot, conn.host.user, conn.host.alias, m.uid),
-			fmt.Sprintf("log in as root@%s, or give --sudo", conn.host.alias),
-		}
+	if d.packing.Wait(); d.fault != nil {
+		return nil, d.fault
 	}
-	binary, err := readBounded(o.Path, maxAgent)
-	if err != nil {
-		return nil, fmt.Errorf("read the agent to run on %s: %w", conn.host.alias, err)
-	}
-	d := &delivery{conn: conn, options: o, binary: binary, digest: store.Sum(binary), root: m.uid == 0}
 	if m.installed == d.digest.Hex() {
 		return d.installed(ctx)
 	}
-	return d.deliver(ctx)
+	sudo, err := d.become(ctx, "true")
+	if err != nil {
+		return nil, err
+	}
+	return d.deliver(ctx, sudo, nil)
+}
+
+// suits tells whether the machine, and the login, are ones to capture from.
+func (d *delivery) suits(m *machine) error {
+	host := d.conn.host
+	if err := m.suits(host.alias); err != nil || m.uid == 0 || d.options.Sudo {
+		return err
+	}
+	return &remedied{
+		fmt.Errorf("%w: %s@%s has user id %d, and only root can read every file", ErrNotRoot, host.user, host.alias, m.uid),
+		fmt.Sprintf("log in as root@%s, or give --sudo", host.alias),
+	}
 }
 
 // installed starts the agent that a package has put there.
@@ -77,6 +96,9 @@ func (d *delivery) start(ctx context.Context, command string) (*agentSource, err
 	}
 	if err := errors.Join(s.request("exec", command), s.keep(ctx)); err != nil {
 		s.release()
+		if errors.Is(err, io.EOF) && d.conn.waitEnd(grace/10) {
+			return nil, d.conn.lost("starting the agent")
+		}
 		return nil, fmt.Errorf("start the agent on %s: %w", d.conn.host.alias, err)
 	}
 	a := &agentSource{conn: d.conn, session: s, out: bufio.NewReaderSize(s, 64<<10)}

@@ -9,6 +9,11 @@ func loginShell(shell string) string {
 	return `sed "s,^root:.*,root:x:0:0::/root:` + shell + `," /srv/passwd >/srv/passwd.new; cat /srv/passwd.new >/srv/passwd`
 }
 
+// gzipIs puts a script in the place of gzip.
+func gzipIs(script string) string {
+	return `printf "#!/bin/sh\n` + script + `\n" >/srv/gzip; chmod 755 /srv/gzip; mount --bind /srv/gzip /usr/bin/gzip`
+}
+
 func TestAgentCaptures(t *testing.T) {
 	signer, key := newKey(t)
 	for name, spec := range map[string]headSpec{
@@ -25,6 +30,9 @@ func TestAgentCaptures(t *testing.T) {
 		"fish":           {mounts: []string{loginShell("/usr/bin/fish"), "mount -t tmpfs none /root"}},
 		"busybox":        {mounts: []string{"for f in dash head wc mkdir rm chmod find id cut uname sha256sum; do mount --bind /usr/bin/busybox /usr/bin/$f; done"}},
 		"no head -c":     {mounts: []string{loginShell("/bin/sh"), `printf "#!/bin/sh\nexit 1\n" >/srv/head; chmod 755 /srv/head; mount --bind /srv/head /usr/bin/head`}},
+		"no gzip":        {mounts: []string{gzipIs("exit 127")}},
+		"odd gzip":       {mounts: []string{gzipIs("echo gzip: ok; cat")}},
+		"busybox gzip":   {mounts: []string{"mount --bind /usr/bin/busybox /usr/bin/gzip"}},
 		"one at a time":  {config: []string{"MaxStartups 1"}},
 		"no pty, no rsh": {config: []string{"PermitTTY no", "AllowTcpForwarding no", "PermitUserRC no"}},
 	} {

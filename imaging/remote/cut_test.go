@@ -126,8 +126,14 @@ func TestCancelInTheMiddle(t *testing.T) {
 func TestCancelDuringDelivery(t *testing.T) {
 	signer, key := newKey(t)
 	h := startHead(t, headSpec{}, signer.PublicKey())
-	for n, stage := range []string{"probe", "delivery"} {
-		conn := dialHead(t, h.target("root"), options(t, h, key))
+	// Root's first session is all there is; alice's are the survey, sudo's
+	// trial, and the delivery.
+	for n, stage := range []string{"alice's survey", "sudo", "alice's delivery", "root's delivery"} {
+		user := "alice"
+		if n == 3 {
+			user, n = "root", 0
+		}
+		conn := dialHead(t, h.target(user), options(t, h, key))
 		ctx, cancel := context.WithCancel(t.Context())
 		h.forgetLog()
 		var waiting sync.WaitGroup
@@ -135,7 +141,7 @@ func TestCancelDuringDelivery(t *testing.T) {
 			defer cancel()
 			h.waitLogs("Starting session:", n+1)
 		})
-		src, err := Agent(ctx, conn, AgentOptions{Path: agentBinary})
+		src, err := Agent(ctx, conn, AgentOptions{Path: agentBinary, Sudo: true})
 		if err == nil {
 			waiting.Wait()
 			err = src.Scan(ctx, mnt(), newTreeSink())

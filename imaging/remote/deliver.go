@@ -10,7 +10,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"doppel/imaging"
 	"doppel/imaging/store"
@@ -37,41 +40,75 @@ const settling = 5 * time.Minute
 type delivery struct {
 	conn    *Conn
 	options AgentOptions
+	name    string // of the directory
+	root    bool   // logged in as root
+
+	packing sync.WaitGroup // of what follows
 	binary  []byte
+	packed  []byte // by gzip
 	digest  store.ID
-	root    bool // logged in as root
+	fault   error
 }
+
+func newDelivery(conn *Conn, o AgentOptions) *delivery {
+	var random [12]byte
+	rand.Read(random[:])
+	return &delivery{conn: conn, options: o, name: dirPrefix + hex.EncodeToString(random[:])}
+}
+
+// pack reads the agent and packs it, while the head is asked what it is: at
+// gzip's fastest, which makes less than half of it in a tenth of a second. At
+// its best it would take another second to save another tenth.
+func (d *delivery) pack() {
+	if d.binary, d.fault = readBounded(d.options.Path, maxAgent); d.fault != nil {
+		d.fault = fmt.Errorf("read the agent to run on %s: %w", d.conn.host.alias, d.fault)
+		return
+	}
+	d.packing.Go(func() { d.digest = store.Sum(d.binary) })
+	d.packed = gzipped(d.binary)
+}
+
+func gzipped(data []byte) []byte {
+	var b bytes.Buffer
+	z, _ := gzip.NewWriterLevel(&b, gzip.BestSpeed) // a level that there is
+	_, _ = z.Write(data)                            // a buffer takes everything
+	_ = z.Close()
+	return b.Bytes()
+}
+
+// gzipProbe is the word ok, packed by gzip, for a shell's printf.
+const gzipProbe = `\037\213\010\000\000\000\000\000\002\003\313\317\006\000\107\335\334\171\002\000\000\000`
 
 // courier is the script that takes delivery of the agent in the first of the
 // places from number from on where programs may be run, tries it out, and runs
 // it with prefix in front. It is all one session, and the shell that runs it
 // waits for the agent's end: whichever way things end, by the end of the
 // session's input or by a signal that can be caught, that shell removes the
-// directory it made, if the agent has not done so yet.
+// directory it made, if the agent has not done so yet. What is to be done first
+// stands in lines of first.
 //
 // Nothing is sent before it asks, so that no start-up file of the login's shell
 // can swallow it; and nothing is sent behind the agent before it is ready, so
 // that it does no harm where head reads more than it was told to (busybox's
-// does).
-func (d *delivery) courier(from int, name, prefix string) string {
+// does). How much it is comes first, in a line: read takes no byte more.
+func (d *delivery) courier(from int, prefix string, first ...string) string {
 	var quoted []string
 	for _, p := range places[from:] {
 		quoted = append(quoted, `"`+p+`"`)
 	}
-	size := strconv.Itoa(len(d.binary))
 	// A password can be told sudo but once, so there only the login tries.
 	trial := prefix
 	if strings.Contains(prefix, "-S") {
 		trial = ""
 	}
-	return script(
+	return script(append(append([]string{`u=$(id -u)`}, first...),
 		`set -f`, `umask 077`, `d=`,
 		`clean() { test -z "$d" || rm -rf "$d"; }`,
 		`trap clean 0`, `trap "exit 1" 1 2 3 13 15`,
 		`n=`+strconv.Itoa(from),
 		`for p in `+strings.Join(quoted, " ")+`; do n=$((n+1))`,
-		`find "$p" -maxdepth 1 -type d -name "`+dirPrefix+`*" -user "$(id -u)" -mmin +`+strconv.Itoa(leftover)+` -exec rm -rf {} + 2>/dev/null`,
-		`d="$p/`+name+`"`,
+		`find "$p" -maxdepth 1 -type d -name "`+dirPrefix+`*" -user $u -mmin +`+strconv.Itoa(leftover)+` -exec rm -rf {} + 2>/dev/null`,
+		`d="$p/`+d.name+`"`,
 		`mkdir -m 700 "$d" 2>/dev/null || { d=; continue; }`,
 		// noexec shows with any program: ask with one that costs nothing.
 		`{ printf "#%s/bin/sh\nexit 0\n" "$(printf "\041")" >"$d/try" && chmod 700 "$d/try" && "$d/try"; } 2>/dev/null && rm -f "$d/try" && break`,
@@ -79,41 +116,42 @@ func (d *delivery) courier(from int, name, prefix string) string {
 		`done`,
 		`test -n "$d" || { echo "`+marker+answerNone+`"; exit 0; }`,
 		`f="$d/`+agentFile+`"`,
-		// POSIX knows no head -c. A pipe gives dd what is in it, up to a block.
-		`if printf xx | head -c 1 >/dev/null 2>&1; then take() { head -c `+size+`; }`,
-		`else take() { s=0; while test $s -lt `+size+`; do dd bs=65536 count=1 2>/dev/null; t=$(wc -c <"$f"); test "$t" -gt $s || break; s=$t; done; }`,
+		// POSIX knows no head -c. A pipe gives dd what is in it, up to a block;
+		// what has arrived shows in the file, so it must come as it is.
+		`how=`+answerSend,
+		`if printf xx | head -c 1 >/dev/null 2>&1; then take() { head -c "$sent"; }`,
+		`if test "$(printf "`+gzipProbe+`" | gzip -dc 2>/dev/null)" = ok; then how=`+answerSendPacked+`; fi`,
+		`else take() { s=0; while test $s -lt "$sent"; do dd bs=65536 count=1 2>/dev/null; t=$(wc -c <"$f"); test "$t" -gt $s || break; s=$t; done; }`,
 		`fi`,
-		`echo "`+marker+answerSend+`"`,
-		`e=$(take 2>&1 >"$f")`,
-		`test "$(wc -c <"$f")" -eq `+size+` 2>/dev/null || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
+		`echo "`+marker+`$how"`,
+		`read -r sent size`,
+		`if test $how = `+answerSendPacked+`; then e=$({ take | gzip -dc; } 2>&1 >"$f"); else e=$(take 2>&1 >"$f"); fi`,
+		`test "$(wc -c <"$f")" -eq "$size" 2>/dev/null || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`e=$(chmod 700 "$f" 2>&1 && `+trial+`"$f" version 2>&1 </dev/null) || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`echo "`+marker+answerReady+`"`,
 		prefix+`"$f" capture --unlink`,
-		`exit $?`)
+		`exit $?`)...)
 }
 
 // What courier answers.
 const (
-	answerSend  = "send"  // send the agent
-	answerReady = "ready" // what follows is the agent's own
-	answerUnfit = "unfit" // NEXT REASON: this place does not do; go on from the number NEXT
-	answerNone  = "none"  // there are no more places
+	answerSend       = "send"   // send the agent
+	answerSendPacked = "packed" // send the agent, packed by gzip
+	answerReady      = "ready"  // what follows is the agent's own
+	answerUnfit      = "unfit"  // NEXT REASON: this place does not do; go on from the number NEXT
+	answerNone       = "none"   // there are no more places
 )
 
-// deliver brings the agent to one place after the other until it runs.
-func (d *delivery) deliver(ctx context.Context) (imaging.Source, error) {
-	sudo, err := d.become(ctx, "true")
-	if err != nil {
-		return nil, err
-	}
-	var random [12]byte
-	rand.Read(random[:])
-	name := dirPrefix + hex.EncodeToString(random[:])
+// deliver brings the agent to one place after the other until it runs. a, if
+// any, is at the first of them already.
+func (d *delivery) deliver(ctx context.Context, sudo sudo, a *agentSource) (imaging.Source, error) {
 	var refused []string
-	for from := 0; ; {
-		a, err := d.start(ctx, d.courier(from, name, sudo.prefix))
-		if err != nil {
-			return nil, err
+	for from := 0; ; a = nil {
+		var err error
+		if a == nil {
+			if a, err = d.start(ctx, d.courier(from, sudo.prefix)); err != nil {
+				return nil, err
+			}
 		}
 		if err = d.hand(ctx, a); err == nil {
 			return d.meet(ctx, a, sudo.password)
@@ -153,40 +191,48 @@ func (e *unfitError) Error() string { return "unfit: " + e.reason }
 
 // hand gives the agent to courier and waits until it runs.
 func (d *delivery) hand(ctx context.Context, a *agentSource) error {
-	if err := d.expect(ctx, a, answerSend, greeting); err != nil {
+	how, err := d.expect(ctx, a, greeting, answerSend, answerSendPacked)
+	if err != nil {
 		return err
+	}
+	if d.packing.Wait(); d.fault != nil {
+		return d.fault
+	}
+	sent := d.binary
+	if how == answerSendPacked {
+		sent = d.packed
 	}
 	unhook := context.AfterFunc(ctx, a.giveUp)
 	defer unhook()
-	for piece := range slices.Chunk(d.binary, 64<<10) {
-		if ctx.Err() != nil {
-			break
-		}
-		if _, err := a.session.Write(piece); err != nil {
+	_, err = fmt.Fprintln(a.session, len(sent), len(d.binary))
+	for piece := range slices.Chunk(sent, 64<<10) {
+		if err != nil || ctx.Err() != nil {
 			break // the answer says why nobody reads
 		}
+		_, err = a.session.Write(piece)
 	}
-	return d.expect(ctx, a, answerReady, settling)
+	_, err = d.expect(ctx, a, settling, answerReady)
+	return err
 }
 
-// expect waits for courier's next answer.
-func (d *delivery) expect(ctx context.Context, a *agentSource, want string, limit time.Duration) error {
+// expect waits for courier's next answer, which is to be one of those.
+func (d *delivery) expect(ctx context.Context, a *agentSource, limit time.Duration, want ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%s did not take delivery of the agent within %v", d.conn.host.alias, limit))
 	defer cancel()
 	unhook := context.AfterFunc(ctx, a.giveUp)
-	answer, err := a.nextAnswer()
+	answer, _, err := a.nextAnswer()
 	unhook()
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
+		return "", context.Cause(ctx)
 	case err != nil:
-		return d.undelivered(a, err)
-	case answer == want:
-		return nil
+		return "", d.undelivered(a, err)
+	case slices.Contains(want, answer):
+		return answer, nil
 	case answer == answerNone:
-		return &unfitError{next: len(places)}
+		return "", &unfitError{next: len(places)}
 	}
-	return d.refused(answer)
+	return "", d.refused(answer)
 }
 
 // refused reads the answer that a place does not do.
@@ -224,25 +270,24 @@ func (d *delivery) undelivered(a *agentSource, err error) error {
 // maxAnswers bounds what may come before an answer.
 const maxAnswers = 256 << 10
 
-// nextAnswer reads the session's output up to the next marked line. The lines
-// between are a login shell's chatter.
-func (a *agentSource) nextAnswer() (string, error) {
-	var line []byte
+// nextAnswer reads the session's output up to the next marked line. What comes
+// before it is a login shell's chatter.
+func (a *agentSource) nextAnswer() (answer string, chatter []byte, err error) {
+	line := 0 // where it begins
 	for range maxAnswers {
 		b, err := a.out.ReadByte()
 		if err != nil {
-			return "", err
+			return "", chatter, err
 		}
-		if b != '\n' {
-			line = append(line, b)
+		if chatter = append(chatter, b); b != '\n' {
 			continue
 		}
-		if _, answer, ok := bytes.Cut(bytes.TrimSpace(line), []byte(marker)); ok {
-			return string(answer), nil
+		if _, answer, ok := bytes.Cut(bytes.TrimSpace(chatter[line:]), []byte(marker)); ok {
+			return string(answer), chatter[:line], nil
 		}
-		line = line[:0]
+		line = len(chatter)
 	}
-	return "", fmt.Errorf("no answer in the first %d bytes", maxAnswers)
+	return "", chatter, fmt.Errorf("no answer in the first %d bytes", maxAnswers)
 }
 
 // cutText is the first max bytes of a text.

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,16 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// packedSize is how many bytes of the agent cross the wire.
+func packedSize(t testing.TB) int64 {
+	t.Helper()
+	binary, err := os.ReadFile(agentBinary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int64(len(gzipped(binary)))
+}
 
 func agentSize(t testing.TB) int64 {
 	t.Helper()
@@ -55,10 +66,10 @@ func TestCutDelivery(t *testing.T) {
 	signer, key := newKey(t)
 	h := startHead(t, headSpec{}, signer.PublicKey())
 	h.fill(4, 100_000)
-	size := agentSize(t)
+	size := packedSize(t)
 	var limits []int64
 	for at := int64(1000); at < 9000; at += 700 {
-		limits = append(limits, at) // key exchange, login, probe, the script
+		limits = append(limits, at) // key exchange, login, the script
 	}
 	for part := range int64(12) {
 		limits = append(limits, 9000+size*part/12+part)
@@ -100,7 +111,7 @@ func TestKilledClient(t *testing.T) {
 	signer, key := newKey(t)
 	h := startHead(t, headSpec{}, signer.PublicKey())
 	o := options(t, h, key)
-	size := agentSize(t)
+	size := packedSize(t)
 	for _, limit := range []int64{5000, size / 3, size - 1, size + 6000} {
 		reached := make(chan struct{})
 		target := listen(t, func(near net.Conn) {
@@ -142,4 +153,63 @@ func deliverAsChild(t *testing.T, where string) {
 	if err == nil {
 		<-conn.Done()
 	}
+}
+
+// The agent crosses the wire packed where the head can unpack it, and as it is
+// where it cannot.
+func TestDeliveryIsPacked(t *testing.T) {
+	signer, key := newKey(t)
+	whole, packed := agentSize(t), packedSize(t)
+	for name, c := range map[string]struct {
+		mounts []string
+		least  int64
+	}{
+		"usual":      {nil, packed},
+		"no gzip":    {[]string{gzipIs("exit 127")}, whole},
+		"no head -c": {[]string{loginShell("/bin/sh"), `printf "#!/bin/sh\nexit 1\n" >/srv/head; chmod 755 /srv/head; mount --bind /srv/head /usr/bin/head`}, whole},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := startHead(t, headSpec{mounts: c.mounts}, signer.PublicKey())
+			sent := make(chan int64, 1)
+			target := listen(t, func(near net.Conn) {
+				far, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", h.port))
+				if err != nil {
+					return
+				}
+				defer far.Close()
+				go io.Copy(near, far)
+				n, _ := io.Copy(far, near)
+				sent <- n
+			})
+			o := options(t, h, key)
+			o.KnownHosts = h.knownAt(t, target)
+			conn, err := Dial(t.Context(), target, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			src, err := Agent(t.Context(), conn, AgentOptions{Path: agentBinary})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(src.Close(), conn.Close()); err != nil {
+				t.Error(err)
+			}
+			h.mustBeClean()
+			if n := <-sent; n < c.least || n > c.least+c.least/50+20_000 {
+				t.Errorf("%d bytes went to the head, for an agent of %d, and %d when it is packed", n, whole, packed)
+			}
+		})
+	}
+	if packed > whole/2 {
+		t.Errorf("packing makes %d bytes of %d", packed, whole)
+	}
+}
+
+// An agent that is unpacked in part is not run.
+func TestHalfUnpacked(t *testing.T) {
+	signer, key := newKey(t)
+	h := startHead(t, headSpec{files: map[string]string{"gz": "/usr/bin/gzip"}, mounts: []string{gzipIs("/srv/gz -dc | head -c 1000000")}}, signer.PublicKey())
+	_, err := Agent(t.Context(), dialHead(t, h.target("root"), options(t, h, key)), AgentOptions{Path: agentBinary})
+	mustHint(t, err, "has no place to run the agent from", installedAgent)
+	h.mustBeClean()
 }

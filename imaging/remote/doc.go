@@ -6,12 +6,13 @@
 //
 // Steps. Dial reads ssh_config as ssh would, connects, judges the host key by
 // known_hosts, and logs in with keys, the user's ssh-agent, or what the user
-// types. Agent asks the head what it is and starts one more session there: a
-// shell that makes a private temporary directory, takes the doppel-agent binary
-// off its standard input, tries it, and runs it, which then speaks imaging/wire
-// (an agent that is installed and has the right digest is run as it is). SFTP
-// needs nothing on the head but sshd's sftp subsystem, and tells what it cannot
-// carry.
+// types. Agent starts a shell there that says what the head is, makes a private
+// temporary directory, takes the doppel-agent binary off its standard input
+// (packed, where gzip is there to unpack it), tries it, and runs it, which then
+// speaks imaging/wire. That is one session where the login is root's; where it
+// is not, or an agent is installed (one with the right digest is run as it is),
+// the first ends with what the head is, and others follow. SFTP needs nothing on
+// the head but sshd's sftp subsystem, and tells what it cannot carry.
 //
 // Guarantees. A host key that known_hosts contradicts is never accepted. One
 // session is open at a time, so MaxSessions 1 does; neither SFTP nor a terminal

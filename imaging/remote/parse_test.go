@@ -188,9 +188,17 @@ func FuzzAnswers(f *testing.F) {
 	f.Add("hello\n" + marker + "Linux x86_64 0 " + strings.Repeat("a", 64) + "\n")
 	f.Add(marker + "\n" + marker + marker)
 	f.Fuzz(func(t *testing.T, out string) {
-		for _, a := range answers([]byte(out)) {
-			if m, err := parseMachine(a); err == nil && (m.system == "" || m.arch == "" || m.uid < 0 || len(m.installed)%64 != 0) {
-				t.Errorf("%q is %+v", a, m)
+		a := &agentSource{out: bufio.NewReader(strings.NewReader(out))}
+		for {
+			answer, chatter, err := a.nextAnswer()
+			if err != nil {
+				return
+			}
+			if !strings.Contains(out, string(chatter)) {
+				t.Errorf("%q is no part of %q", chatter, out)
+			}
+			if m, err := parseMachine(answer); err == nil && (m.system == "" || m.arch == "" || m.uid < 0 || len(m.installed)%64 != 0) {
+				t.Errorf("%q is %+v", answer, m)
 			}
 		}
 	})
@@ -212,7 +220,7 @@ func FuzzDeliveryAnswers(f *testing.F) {
 		d := &delivery{conn: &Conn{host: &host{alias: "head"}}}
 		a := &agentSource{out: bufio.NewReader(bytes.NewReader(out))}
 		for {
-			answer, err := a.nextAnswer()
+			answer, _, err := a.nextAnswer()
 			if err != nil {
 				return
 			}

@@ -314,7 +314,8 @@ func TestOddHeads(t *testing.T) {
 		{"no commands", "This service allows sftp connections only.", "sftp connections only", 1},
 		{"nonsense", marker + "x", "makes no sense", 0},
 		{"no user", marker + "Linux x86_64 me", "names no user", 0},
-		{"no sense", marker + "Linux x86_64 0", "makes no sense", 0},
+		{"no place", marker + "Linux x86_64 0\n" + marker + answerNone, "has no place", 0},
+		{"no answer", marker + "Linux x86_64 0\n" + marker + "unfit x", "makes no sense", 0},
 		{"no shell", marker + "Linux x86_64 0 ", "status 9: no such program", 9},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -322,11 +323,9 @@ func TestOddHeads(t *testing.T) {
 				switch {
 				case strings.Contains(command, "uname"):
 					io.WriteString(ch, c.uname+"\n")
-				case strings.Contains(command, "mkdir"):
-					if c.status == 0 {
-						io.WriteString(ch, marker+"unfit x\n")
+					if c.status == 9 {
+						io.WriteString(ch.Stderr(), "no such program")
 					}
-					io.WriteString(ch.Stderr(), "no such program")
 				}
 				return c.status
 			})
@@ -352,9 +351,7 @@ func TestLyingHead(t *testing.T) {
 			target := execPeer(t, func(command string, ch ssh.Channel) uint32 {
 				switch {
 				case strings.Contains(command, "uname"):
-					io.WriteString(ch, marker+"Linux x86_64 0\n")
-				case strings.Contains(command, "capture"):
-					io.WriteString(ch, marker+answerSend+"\n")
+					io.WriteString(ch, marker+"Linux x86_64 0\n"+marker+answerSend+"\n")
 					io.CopyN(io.Discard, ch, size)
 					io.WriteString(ch, marker+answerReady+"\n")
 					io.WriteString(ch, says)

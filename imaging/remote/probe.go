@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // installedAgent is where a package puts the agent.
 const installedAgent = "/usr/lib/doppel/doppel-agent"
+
+// taking is how a machine answers to which the agent is brought at once: root's
+// login, and none installed.
+const taking = "Linux x86_64 0"
 
 // marker opens the lines that are meant for us, so that what a login shell
 // prints of its own does no harm.
@@ -31,48 +36,66 @@ func script(lines ...string) string {
 	return "exec sh -c '" + strings.Join(lines, "; ") + "'"
 }
 
-// answers finds the marked lines.
-func answers(out []byte) []string {
-	var found []string
-	for line := range strings.Lines(string(out)) {
-		if _, answer, ok := strings.Cut(strings.TrimSpace(line), marker); ok {
-			found = append(found, answer)
-		}
+// surveyed is how long a login's shell has to say what the head is.
+const surveyed = time.Minute
+
+// survey asks the head what it is. The shell that answers is courier's where
+// the machine takes it.
+func (d *delivery) survey(ctx context.Context) (*agentSource, *machine, error) {
+	a, err := d.start(ctx, d.courier(0, "",
+		`m="$(uname -sm) $u"`, `i=`,
+		`if test -f `+installedAgent+`; then i=$(sha256sum `+installedAgent+` 2>/dev/null | cut -c1-64); fi`,
+		`echo "`+marker+`$m $i"`,
+		`test "$m$i" = "`+taking+`" || exit 0`))
+	if errors.Is(err, errRefuses) {
+		return nil, nil, d.runsNothing(err.Error())
 	}
-	return found
+	if err != nil {
+		return nil, nil, err
+	}
+	host := d.conn.host.alias
+	limited, cancel := context.WithTimeoutCause(ctx, surveyed, fmt.Errorf("%s did not say within %v what it is", host, surveyed))
+	defer cancel()
+	unhook := context.AfterFunc(limited, a.giveUp)
+	answer, chatter, err := a.nextAnswer()
+	unhook()
+	var m *machine
+	switch {
+	case limited.Err() != nil:
+		err = context.Cause(limited)
+	case err != nil:
+		err = d.mute(a, chatter)
+	default:
+		m, err = parseMachine(answer)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, a.Close())
+	}
+	return a, m, nil
 }
 
-// probe asks the head what it is.
-func (c *Conn) probe(ctx context.Context) (*machine, error) {
-	out, err := c.run(ctx, script(
-		`echo "`+marker+`$(uname -s) $(uname -m) $(id -u) $(sha256sum `+installedAgent+` 2>/dev/null | cut -c1-64)"`), nil)
-	found := answers(out)
-	if len(found) == 0 {
-		var status *CommandError
-		if err != nil && !errors.As(err, &status) {
-			return nil, err
-		}
-		return nil, &remedied{
-			fmt.Errorf("ask %s what it is: the login as %s runs no commands (a forced command, or no shell): it answered %q", c.host.alias, c.host.user, firstOf(out, err)),
-			"log in as a user with a shell, or capture with --sftp, which carries less",
-		}
+// mute is the error of a login that runs nothing.
+func (d *delivery) mute(a *agentSource, chatter []byte) error {
+	a.giveUp()
+	if d.conn.waitEnd(grace / 10) {
+		return d.conn.lost("asking what it is")
 	}
-	return parseMachine(found[len(found)-1])
+	said := strings.TrimSpace(printable(string(chatter)))
+	if said == "" {
+		a.reading.Wait()
+		said = a.stderr.String()
+	}
+	return d.runsNothing(said)
 }
 
-func firstOf(out []byte, err error) string {
-	text := strings.TrimSpace(printable(string(out)))
-	var status *CommandError
-	if text == "" && errors.As(err, &status) {
-		text = status.Stderr
+func (d *delivery) runsNothing(said string) error {
+	return &remedied{
+		fmt.Errorf("ask %s what it is: the login as %s runs no commands (a forced command, or no shell): it answered %q", d.conn.host.alias, d.conn.host.user, cutText(said, 200)),
+		"log in as a user with a shell, or capture with --sftp, which carries less",
 	}
-	if len(text) > 200 {
-		text = text[:200]
-	}
-	return text
 }
 
-// parseMachine reads the answer to probe.
+// parseMachine reads the answer to survey.
 func parseMachine(answer string) (*machine, error) {
 	words := strings.Fields(answer)
 	if len(words) < 3 || len(words) > 4 {
@@ -87,6 +110,11 @@ func parseMachine(answer string) (*machine, error) {
 		m.installed = words[3]
 	}
 	return m, nil
+}
+
+// takes tells whether the shell that answered goes on.
+func (m *machine) takes() bool {
+	return fmt.Sprintf("%s %s %d%s", m.system, m.arch, m.uid, m.installed) == taking
 }
 
 // suits tells whether there is an agent for the machine.

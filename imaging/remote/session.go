@@ -115,11 +115,14 @@ func (s *session) listen() {
 	}
 }
 
+// errRefuses is that of a host that gave a session and runs nothing in it.
+var errRefuses = errors.New("the host refuses to run")
+
 // request asks for a command ("exec") or a subsystem.
 func (s *session) request(kind, what string) error {
 	ok, err := s.SendRequest(kind, true, ssh.Marshal(struct{ What string }{what}))
 	if err == nil && !ok {
-		err = fmt.Errorf("the host refuses to run %q", what)
+		err = fmt.Errorf("%w %q", errRefuses, cutText(what, 200))
 	}
 	return err
 }
