@@ -20,7 +20,7 @@ endif
 DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-linux mount fdisk git openssh-client acl libcap2-bin attr
 # What the tests need besides: peers to talk to, and tools that judge.
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox tcsh fish gcc libc6-dev openssh-server sudo rsync udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base \
-	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools python3 procps
+	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools tar python3 procps
 
 # What the benchmarks need: a Debian head, and the peers.
 BENCH_PACKAGES := mmdebstrap openssh-server openssh-client rsync zstd tar acl attr e2fsprogs mount

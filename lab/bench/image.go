@@ -405,9 +405,9 @@ func (b *bench) million(ctx context.Context) error {
 	if !b.wants("peak-memory-million") {
 		return nil
 	}
-	entries := 1_000_000
+	entries, room := 1_000_000, int64(8<<30)
 	if b.o.Small {
-		entries = 5_000
+		entries, room = 2_000, 64<<20
 	}
 	disk, live, tree := b.dir("million.img"), b.live, b.tree
 	defer func() { b.live, b.tree = live, tree }()
@@ -418,7 +418,7 @@ func (b *bench) million(ctx context.Context) error {
 	})
 	b.say(fmt.Sprintf("a tree of %d entries", entries))
 	if _, err := os.Stat(disk); err != nil {
-		err := b.must(ctx, fmt.Sprintf("rm -f %[1]s.new; truncate -s 8G %[1]s.new; mkfs.ext4 -q -F -N %[2]d -E lazy_itable_init=1 %[1]s.new", quote(disk), entries*5/4+1000))
+		err := b.must(ctx, fmt.Sprintf("rm -f %[1]s.new; truncate -s %[3]d %[1]s.new; mkfs.ext4 -q -F -N %[2]d -E lazy_itable_init=1 %[1]s.new", quote(disk), entries*5/4+1000, room))
 		if err != nil {
 			return err
 		}
