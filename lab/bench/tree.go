@@ -80,7 +80,9 @@ func (b *bench) changeImage(ctx context.Context, path string, change func() erro
 		return err
 	}
 	err := change()
-	if uerr := b.must(context.WithoutCancel(ctx), "umount "+quote(b.live)); err == nil {
+	// Whoever makes a mount namespace meanwhile keeps the file system mounted
+	// in it, so it is not umount that sees to it that all is in the image.
+	if uerr := b.must(context.WithoutCancel(ctx), fmt.Sprintf("sync -f %s; umount %s", quote(b.live), quote(b.live))); err == nil {
 		err = uerr
 	}
 	return err
