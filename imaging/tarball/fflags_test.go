@@ -103,14 +103,7 @@ func TestFlagsOfBsdtar(t *testing.T) {
 // Projects, which no other archiver knows, come back where doppel imports what
 // it exported.
 func TestProjects(t *testing.T) {
-	needRoot(t)
-	top := t.TempDir()
-	dir, file := filepath.Join(top, "mnt"), filepath.Join(top, "disk")
-	must(t, os.Mkdir(dir, 0o755))
-	run(t, "truncate", "-s", "320M", file)
-	run(t, "mkfs.xfs", "-q", file)
-	run(t, "mount", "-o", "loop", file, dir)
-	t.Cleanup(func() { run(t, "umount", dir) })
+	dir := diskOf(t, "xfs", "320M")
 	root := filepath.Join(dir, "tree")
 	fill(t, root+"/home/ada/file", []byte("content"))
 	fill(t, root+"/home/none", []byte("content"))

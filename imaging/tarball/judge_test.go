@@ -16,14 +16,17 @@ import (
 )
 
 // disk is an ext4 file system, which has everything that a tree can have.
-func disk(tb testing.TB) string {
+func disk(tb testing.TB) string { return diskOf(tb, "ext4", "2G") }
+
+// diskOf makes a file system of a kind and mounts it for the test.
+func diskOf(tb testing.TB, kind, size string) string {
 	tb.Helper()
 	needRoot(tb)
 	top := tb.TempDir()
 	dir, file := filepath.Join(top, "mnt"), filepath.Join(top, "disk")
 	must(tb, os.Mkdir(dir, 0o755))
-	run(tb, "truncate", "-s", "2G", file)
-	run(tb, "mkfs.ext4", "-q", file)
+	run(tb, "truncate", "-s", size, file)
+	run(tb, "mkfs."+kind, "-q", file)
 	run(tb, "mount", "-o", "loop", file, dir)
 	tb.Cleanup(func() { run(tb, "umount", dir) })
 	return dir

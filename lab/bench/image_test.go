@@ -67,7 +67,7 @@ type run struct {
 
 func newRun(t *testing.T, options ...string) *run {
 	if os.Geteuid() != 0 {
-		t.Skip("the bench mounts file systems and starts an sshd: it needs root")
+		t.Fatal("the bench mounts file systems and starts an sshd: run its test with sudo, as make test does")
 	}
 	// Not below /tmp: a tmpfs may not take the users' extended attributes.
 	dir, err := os.MkdirTemp("/var/tmp", "doppel-bench-test-")
