@@ -1,7 +1,7 @@
 # make demo    the main job, on real firmware: clone a running head onto a blank machine
 # make test    every test, the end-to-end ones in QEMU included
 # make build   bin/doppel, bin/doppel-agent, bin/doppel-lab, static
-# make bench   doppel beside its peers, on a head of 60,000 files: half an hour
+# make bench   doppel beside its peers, on a head of 60,000 files: most of an hour
 # make check   gofmt, vet, staticcheck, and the tests with the race detector
 #
 # demo, test and bench need root (or sudo): they make network namespaces and mounts.
@@ -20,10 +20,10 @@ endif
 DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-linux mount fdisk git openssh-client acl libcap2-bin attr
 # What the tests need besides: peers to talk to, and tools that judge.
 TEST_PACKAGES := $(DEMO_PACKAGES) busybox tcsh fish gcc libc6-dev openssh-server sudo rsync udhcpc isc-dhcp-client isc-dhcp-relay dnsmasq-base \
-	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools tar python3 procps
+	atftp tftp-hpa curl nftables e2fsprogs xfsprogs btrfs-progs dosfstools mtools gdisk fdisk zstd cpio xz-utils bzip2 libarchive-tools tar python3 procps restic borgbackup casync
 
 # What the benchmarks need: a Debian head, and the peers.
-BENCH_PACKAGES := mmdebstrap openssh-server openssh-client rsync zstd tar acl attr e2fsprogs mount
+BENCH_PACKAGES := mmdebstrap openssh-server openssh-client rsync zstd tar acl attr e2fsprogs mount restic borgbackup casync
 
 .PHONY: build demo test check bench demo-packages test-packages bench-packages clean
 

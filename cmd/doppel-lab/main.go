@@ -81,16 +81,16 @@ func newBenchImage() *cobra.Command {
 	var o bench.Options
 	c := &cobra.Command{
 		Use:   "image",
-		Short: "Capture, restore and verify a head of 60,000 files, beside tar, zstd and rsync",
-		Long: `Image makes a Debian head (once; it is kept), and runs doppel and a peer one after
-the other, as often as --n says. It prints a table and appends to --file one JSON
-object a row. It needs root, 20 GB of disk, and half an hour. Only the ratios mean
-anything on a machine that does other work, too.`,
+		Short: "Capture, restore and verify a head of 60,000 files, beside its peers",
+		Long: `Image makes a Debian head (once; it is kept), and runs doppel and its peers (tar,
+rsync, restic, borg, casync) one after the other, as often as --n says. It prints a
+table and appends to --file one JSON object a row. It needs root, 30 GB of disk, and
+most of an hour. Only the ratios mean anything on a machine that does other work, too.`,
 		Example: "  doppel-lab bench image --n 5 --only capture",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.N < 1 {
-				return fmt.Errorf("--n %d: want at least one pair", o.N)
+				return fmt.Errorf("--n %d: want at least one round", o.N)
 			}
 			self, err := os.Executable()
 			if err != nil {
@@ -102,7 +102,7 @@ anything on a machine that does other work, too.`,
 		},
 	}
 	f := c.Flags()
-	f.IntVar(&o.N, "n", 3, "how many pairs to run")
+	f.IntVar(&o.N, "n", 3, "how many rounds to run")
 	f.StringSliceVar(&o.Only, "only", nil, "only rows whose names begin so")
 	f.BoolVar(&o.Small, "small", false, "a small tree: to see that it works, not how fast")
 	f.StringVar(&o.Work, "work", "/var/tmp/doppel-bench", "`directory` for trees and stores; trees are kept there")

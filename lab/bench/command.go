@@ -23,7 +23,7 @@ type measured struct {
 }
 
 // watched are the names of the processes whose memory is looked at.
-var watched = []string{"doppel", "doppel-agent", "rsync"}
+var watched = append([]string{"doppel", "doppel-agent", "rsync"}, archiverNames...)
 
 // run runs a shell command and measures it. What is written to it counts until
 // it is on the disk that dir, if any, is on.

@@ -1,4 +1,4 @@
-// Package bench runs doppel beside its peers, pair by pair in one run, and says
+// Package bench runs doppel beside its peers, round by round in one run, and says
 // how they compare. On a machine that does other work at the same time only the
 // ratio of two figures that were taken one after the other means anything.
 //

@@ -19,7 +19,7 @@ import (
 type Options struct {
 	Bin   string   // directory of doppel and doppel-agent
 	Work  string   // directory for trees and stores; trees are kept there for the next time
-	N     int      // pairs
+	N     int      // rounds
 	Only  []string // beginnings of the names of rows; nil: all
 	Small bool     // a small tree: to see that everything works, not how fast
 	Out   io.Writer
@@ -36,7 +36,7 @@ type bench struct {
 	mounted    int // which image
 	cleanup    []func() error
 	rows       []Row
-	peak       [2]float64 // MiB: of doppel's processes on the large tree, and of the peer's
+	peak       map[string]float64 // MiB, by the name of who ran on the large tree
 }
 
 func (b *bench) say(s string) { fmt.Fprintln(b.o.Out, s) }
@@ -54,7 +54,7 @@ func Image(ctx context.Context, o Options) (rows []Row, err error) {
 	if o.Small {
 		work += "-small"
 	}
-	b := &bench{o: o, work: work, live: filepath.Join(work, "live"), doppel: filepath.Join(o.Bin, "doppel")}
+	b := &bench{o: o, work: work, peak: map[string]float64{}, live: filepath.Join(work, "live"), doppel: filepath.Join(o.Bin, "doppel")}
 	b.tree = filepath.Join(b.live, "head")
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return nil, err
@@ -85,13 +85,14 @@ func Image(ctx context.Context, o Options) (rows []Row, err error) {
 	return b.rows, nil
 }
 
-// wants tells whether any of the rows is to be measured.
+// wants tells whether any of the rows, or one that compares the same with
+// another peer, is to be measured.
 func (b *bench) wants(names ...string) bool {
 	if len(b.o.Only) == 0 {
 		return true
 	}
 	return slices.ContainsFunc(names, func(name string) bool {
-		return slices.ContainsFunc(b.o.Only, func(only string) bool { return strings.HasPrefix(name, only) })
+		return slices.ContainsFunc(b.o.Only, func(only string) bool { return strings.HasPrefix(name, only) || strings.HasPrefix(only, name+"-") })
 	})
 }
 
@@ -101,47 +102,6 @@ func (b *bench) row(r Row, g goal) {
 	if b.wants(r.Name) {
 		b.rows = append(b.rows, r)
 	}
-}
-
-// side is one of a pair. prepare, if any, is not measured.
-type side struct {
-	prepare string
-	script  string
-	synced  string // a directory on the file system that is to be synced
-}
-
-// pairs runs both sides n times, one after the other, whoever came second first
-// the next time, and gives what was measured to fn. What goes wrong with the peer
-// is its rows' error.
-func (b *bench) pairs(ctx context.Context, own, peer side, fn func(own, peer measured) error) (peerError string, err error) {
-	for i := range b.o.N {
-		var m [2]measured
-		for _, k := range []int{i % 2, 1 - i%2} {
-			s := []side{own, peer}[k]
-			if s.prepare != "" {
-				if err := b.must(ctx, s.prepare); err != nil {
-					return "", err
-				}
-			}
-			if err := b.must(ctx, "sync"); err != nil { // what came before is not to be paid for here
-				return "", err
-			}
-			var err error
-			m[k], err = b.run(ctx, s.script, s.synced)
-			if err != nil && k == 1 && ctx.Err() == nil {
-				return err.Error(), nil
-			}
-			if err != nil {
-				return "", err
-			}
-		}
-		b.peak[0] = max(b.peak[0], m[0].peak)
-		b.peak[1] = max(b.peak[1], m[1].peak)
-		if err := fn(m[0], m[1]); err != nil {
-			return "", err
-		}
-	}
-	return "", nil
 }
 
 func (b *bench) dir(name string) string { return filepath.Join(b.work, name) }
@@ -175,41 +135,50 @@ func size(path string) (total int64, err error) {
 
 const tarOptions = "--one-file-system -S --xattrs --acls --numeric-owner"
 
-// first is the first capture beside tar and zstd.
+// first is the first capture beside tar and zstd, and beside the archivers.
 func (b *bench) first(ctx context.Context) error {
 	if err := b.useTree(ctx, 1); err != nil {
 		return err
 	}
 	state, archive := b.dir("state"), b.dir("tree.tar.zst")
-	own := side{prepare: "rm -rf " + quote(state), script: b.capture(state, "")}
-	peer := side{
-		prepare: "rm -f " + quote(archive),
-		script:  fmt.Sprintf("%s head %s | zstd -q -3 -T0 -o %s", b.ssh(), quote("tar -C "+b.tree+" "+tarOptions+" -cf - ."), quote(archive)),
+	own := side{name: "doppel", prepare: "rm -rf " + quote(state), script: b.capture(state, "")}
+	peers := []side{{
+		name: "tar", title: "ssh tar | zstd -3 -T0", prepare: "rm -f " + quote(archive), stored: archive,
+		script: fmt.Sprintf("%s head %s | zstd -q -3 -T0 -o %s", b.ssh(), quote("tar -C "+b.tree+" "+tarOptions+" -cf - ."), quote(archive)),
+	}}
+	for _, a := range b.archivers() {
+		peers = append(peers, side{name: a.name, title: a.title, prepare: a.init, script: a.create("first"), stored: a.repository})
 	}
-	command := Row{PeerName: "ssh tar | zstd -3 -T0", PeerCommand: peer.script}
-	t, s := command, command
-	t.Name, t.Unit = "capture-first-time", "s"
-	s.Name, s.Unit = "capture-first-size", "MB"
 	b.say("first capture")
-	failed, err := b.pairs(ctx, own, peer, func(own, peer measured) error {
-		t.Samples = append(t.Samples, [2]float64{own.seconds, peer.seconds})
-		ours, err := size(filepath.Join(state, "store"))
-		if err != nil {
-			return err
-		}
-		theirs, err := size(archive)
-		s.Samples = append(s.Samples, [2]float64{float64(ours) / 1e6, float64(theirs) / 1e6})
-		return err
-	})
+	err := b.compare(ctx, own, peers,
+		figure{name: "capture-first-time", unit: "s", goal: goal{figure: "ratio", most: 0.75}, of: seconds},
+		figure{name: "capture-first-size", unit: "MB", goal: goal{figure: "ratio", most: 1}, of: func(p side, _, _ measured) ([2]float64, error) {
+			ours, err := size(filepath.Join(state, "store"))
+			if err != nil {
+				return [2]float64{}, err
+			}
+			theirs, err := size(p.stored)
+			return [2]float64{float64(ours) / 1e6, float64(theirs) / 1e6}, err
+		}})
 	if err != nil {
 		return err
 	}
-	t.Error, s.Error = failed, failed
-	b.row(t, goal{figure: "ratio", most: 0.75})
-	b.row(s, goal{figure: "ratio", most: 1})
 	// What comes next starts from one capture that is old enough for the
 	// files' times to be trusted.
-	return b.must(ctx, fmt.Sprintf("rm -rf %s %s && cp -a %s %s", quote(b.dir("state.first")), quote(b.dir("copy")), quote(state), quote(b.dir("state.first"))))
+	if err := b.must(ctx, fmt.Sprintf("rm -rf %s && %s", quote(b.dir("copy")), b.copied(state, b.dir("state.first")))); err != nil {
+		return err
+	}
+	for _, a := range b.archivers() {
+		if err := b.must(ctx, b.copied(a.dir, a.first)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copied is the command that makes one directory a copy of another.
+func (b *bench) copied(from, to string) string {
+	return fmt.Sprintf("rm -rf %[2]s && cp -a %[1]s %[2]s", quote(from), quote(to))
 }
 
 // rsync is the command that makes a copy equal to the head's tree.
@@ -217,7 +186,8 @@ func (b *bench) rsync(to string) string {
 	return fmt.Sprintf("rsync -aHAX --numeric-ids --delete -e %s head:%s/ %s/", quote(b.ssh()), b.tree, quote(to))
 }
 
-// unchanged is a second capture of the same tree beside a second rsync.
+// unchanged is a second capture of the same tree beside a second rsync, and the
+// archivers' second one.
 func (b *bench) unchanged(ctx context.Context) error {
 	if !b.wants("capture-unchanged-time") {
 		return nil
@@ -226,27 +196,24 @@ func (b *bench) unchanged(ctx context.Context) error {
 	if err := b.must(ctx, "mkdir -p "+quote(copied)+" && "+b.rsync(copied)); err != nil {
 		return err
 	}
-	own, peer := side{script: b.capture(b.dir("state.first"), "")}, side{script: b.rsync(copied)}
-	r := Row{Name: "capture-unchanged-time", Unit: "s", PeerName: "rsync -aHAX, nothing changed", PeerCommand: peer.script}
-	b.say("second capture, nothing changed")
-	failed, err := b.pairs(ctx, own, peer, func(own, peer measured) error {
-		r.Samples = append(r.Samples, [2]float64{own.seconds, peer.seconds})
-		report, err := parseReport(own.output)
-		if err == nil && !report.Unchanged {
-			err = errors.New("a tree that did not change made a new version")
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	own := side{name: "doppel", script: b.capture(b.dir("state.first"), "")}
+	peers := []side{{name: "rsync", title: "rsync -aHAX, nothing changed", script: b.rsync(copied)}}
+	for _, a := range b.archivers() {
+		peers = append(peers, side{name: a.name, title: a.title, prepare: b.copied(a.first, a.dir), script: a.create("again")})
 	}
-	r.Error = failed
-	b.row(r, goal{figure: "ratio", most: 0.35})
-	return nil
+	b.say("second capture, nothing changed")
+	return b.compare(ctx, own, peers,
+		figure{name: "capture-unchanged-time", unit: "s", goal: goal{figure: "ratio", most: 0.35}, of: func(p side, own, peer measured) ([2]float64, error) {
+			report, err := parseReport(own.output)
+			if err == nil && !report.Unchanged {
+				err = errors.New("a tree that did not change made a new version")
+			}
+			return [2]float64{own.seconds, peer.seconds}, err
+		}})
 }
 
-// restores is a restore to an empty file system beside tar, and one that has
-// nothing to do beside rsync.
+// restores is a restore to an empty file system beside tar and the archivers,
+// and one that has nothing to do beside rsync.
 func (b *bench) restores(ctx context.Context) error {
 	if !b.wants("restore-time", "apply-unchanged-time") {
 		return nil
@@ -258,39 +225,26 @@ func (b *bench) restores(ctx context.Context) error {
 	empty := fmt.Sprintf(`mkdir -p %[1]s; ! mountpoint -q %[1]s || umount %[1]s; rm -f %[2]s; truncate -s %[3]d %[2]s
 mkfs.ext4 -q -F -E lazy_itable_init=1,lazy_journal_init=1 %[2]s; mount -o loop,noatime %[2]s %[1]s; mkdir %[1]s/copy`, quote(target), quote(disk), b.sizes().disk)
 	into := filepath.Join(target, "copy")
-	own := side{prepare: empty, script: b.command(b.dir("state.first"), "image restore head "+quote(into)), synced: target}
-	archive := quote(b.dir("tree.tar.zst"))
-	peer := side{prepare: empty, synced: target,
-		script: fmt.Sprintf("zstd -q -d -c %s | tar -C %s --xattrs --xattrs-include='*' --acls --numeric-owner -xpf -", archive, quote(into))}
-	r := Row{Name: "restore-time", Unit: "s", PeerName: "zstd -d | tar -x, synced", PeerCommand: peer.script}
+	own := side{name: "doppel", prepare: empty, script: b.command(b.dir("state.first"), "image restore head "+quote(into)), synced: target}
+	peers := []side{{
+		name: "tar", title: "zstd -d | tar -x, synced", prepare: empty, synced: target,
+		script: fmt.Sprintf("zstd -q -d -c %s | tar -C %s --xattrs --xattrs-include='*' --acls --numeric-owner -xpf -", quote(b.dir("tree.tar.zst")), quote(into)),
+	}}
+	for _, a := range b.archivers() {
+		peers = append(peers, side{name: a.name, title: a.title, prepare: empty + "\n" + b.copied(a.first, a.dir), script: a.restore(into), synced: target})
+	}
 	b.say("restore to an empty file system")
-	failed, err := b.pairs(ctx, own, peer, func(own, peer measured) error {
-		r.Samples = append(r.Samples, [2]float64{own.seconds, peer.seconds})
-		return nil
-	})
-	if err != nil {
+	if err := b.compare(ctx, own, peers, figure{name: "restore-time", unit: "s", goal: goal{figure: "ratio", most: 0.9}, of: seconds}); err != nil {
 		return err
 	}
-	r.Error = failed
-	b.row(r, goal{figure: "ratio", most: 0.9})
 
 	restore := b.command(b.dir("state.first"), "image restore head "+quote(into)+" --delete --yes")
 	if err := b.must(ctx, empty+"\n"+restore); err != nil {
 		return err
 	}
-	own, peer = side{script: restore}, side{script: b.rsync(into)}
-	again := Row{Name: "apply-unchanged-time", Unit: "s", PeerName: "rsync -aHAX, nothing changed", PeerCommand: peer.script}
 	b.say("restore where nothing differs")
-	failed, err = b.pairs(ctx, own, peer, func(own, peer measured) error {
-		again.Samples = append(again.Samples, [2]float64{own.seconds, peer.seconds})
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	again.Error = failed
-	b.row(again, goal{figure: "ratio", most: 0.35})
-	return nil
+	return b.compare(ctx, side{name: "doppel", script: restore}, []side{{name: "rsync", title: "rsync -aHAX, nothing changed", script: b.rsync(into)}},
+		figure{name: "apply-unchanged-time", unit: "s", goal: goal{figure: "ratio", most: 0.35}, of: seconds})
 }
 
 // verifies is the speed of a full verification, a core, beside that of one core
@@ -323,7 +277,7 @@ func (b *bench) verifies(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.peak[0] = max(b.peak[0], m.peak)
+		b.peak["doppel"] = max(b.peak["doppel"], m.peak)
 		mb := float64(bytes) / 1e6
 		r.Samples = append(r.Samples, [2]float64{mb / m.seconds / float64(runtime.NumCPU()), mb / hashing.Seconds()})
 	}
@@ -351,28 +305,31 @@ func (b *bench) upgrade(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	state, first := quote(b.dir("state")), quote(b.dir("state.first"))
-	own := side{prepare: fmt.Sprintf("rm -rf %s && cp -a %s %s", state, first, state), script: b.capture(b.dir("state"), "")}
-	peer := side{prepare: fmt.Sprintf("rsync -aHAX --delete %s/ %s/", quote(base), quote(copied)), script: b.rsync(copied)}
-	t := Row{Name: "upgrade-time", Unit: "s", PeerName: "rsync -aHAX", PeerCommand: peer.script}
-	sent := Row{Name: "upgrade-sent", Unit: "MB", PeerName: "what changed, by zstd -3", PeerCommand: "tar of the changed files, and what was appended | zstd -3"}
-	added := Row{Name: "upgrade-added", Unit: "MB", PeerName: "sent by rsync", PeerCommand: peer.script}
-	b.say("capture after an upgrade")
-	failed, err := b.pairs(ctx, own, peer, func(own, peer measured) error {
-		report, err := parseReport(own.output)
-		t.Samples = append(t.Samples, [2]float64{own.seconds, peer.seconds})
-		sent.Samples = append(sent.Samples, [2]float64{own.wire, changed})
-		added.Samples = append(added.Samples, [2]float64{float64(report.Added) / 1e6, peer.wire})
-		return err
-	})
-	if err != nil {
-		return err
+	own := side{name: "doppel", prepare: b.copied(b.dir("state.first"), b.dir("state")), script: b.capture(b.dir("state"), "")}
+	peers := []side{{name: "rsync", title: "rsync -aHAX", prepare: fmt.Sprintf("rsync -aHAX --delete %s/ %s/", quote(base), quote(copied)), script: b.rsync(copied)}}
+	for _, a := range b.archivers() {
+		peers = append(peers, side{name: a.name, title: a.title, prepare: b.copied(a.first, a.dir), script: a.create("upgraded"), stored: a.repository, before: a.before})
 	}
-	t.Error, sent.Error, added.Error = failed, failed, failed
-	b.row(t, goal{figure: "ratio", most: 0.25})
-	b.row(sent, goal{figure: "ratio", most: 1.2})
-	b.row(added, goal{figure: "doppel", most: 14})
-	return nil
+	b.say("capture after an upgrade")
+	return b.compare(ctx, own, peers,
+		figure{name: "upgrade-time", unit: "s", goal: goal{figure: "ratio", most: 0.25}, of: seconds},
+		figure{
+			name: "upgrade-sent", unit: "MB", goal: goal{figure: "ratio", most: 1.2}, alone: true,
+			peerName: "what changed, by zstd -3", peerCommand: "tar of the changed files, and what was appended | zstd -3",
+			of: func(_ side, own, _ measured) ([2]float64, error) { return [2]float64{own.wire, changed}, nil },
+		},
+		figure{name: "upgrade-added", unit: "MB", goal: goal{figure: "doppel", most: 14}, peerName: "sent by rsync", of: func(p side, own, peer measured) ([2]float64, error) {
+			report, err := parseReport(own.output)
+			if err != nil || p.stored == "" {
+				return [2]float64{float64(report.Added) / 1e6, peer.wire}, err
+			}
+			before, err := size(p.before)
+			if err != nil {
+				return [2]float64{}, err
+			}
+			after, err := size(p.stored)
+			return [2]float64{float64(report.Added) / 1e6, float64(after-before) / 1e6}, err
+		}})
 }
 
 // changed is how many MB the changed files are when they are compressed, with
@@ -392,11 +349,18 @@ rsync -aHAXn --out-format=%%n --exclude=/srv/data/db.bin --exclude=/usr/local/bi
 
 // memory is the most that any process took in what was run before.
 func (b *bench) memory(context.Context) error {
-	r := Row{Name: "peak-memory", Unit: "MiB", PeerName: "rsync", PeerCommand: "rsync -aHAX"}
-	if b.peak[0] > 0 {
-		r.Samples = [][2]float64{{b.peak[0], b.peak[1]}}
+	for _, peer := range append([]string{"rsync"}, archiverNames...) {
+		r := Row{Name: "peak-memory", Unit: "MiB", PeerName: peer, PeerCommand: peer}
+		g := goal{figure: "doppel", most: 128}
+		if peer != "rsync" {
+			r.Name += "-" + peer
+			g = atLeastAsGood
+		}
+		if b.peak["doppel"] > 0 && b.peak[peer] > 0 {
+			r.Samples = [][2]float64{{b.peak["doppel"], b.peak[peer]}}
+		}
+		b.row(r, g)
 	}
-	b.row(r, goal{figure: "doppel", most: 128})
 	return nil
 }
 
