@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,17 +54,26 @@ func (b *bench) run(ctx context.Context, script, dir string) (measured, error) {
 }
 
 // watchPeak looks, until the function it gives is called, at how much memory
-// the watched processes have had at most (VmHWM of proc_pid_status(5), which
-// only grows, so that little is missed between two looks).
+// the watched processes that begin from now on have had at most (VmHWM of
+// proc_pid_status(5), which only grows, so that little is missed between two
+// looks).
 func watchPeak(ctx context.Context) func() float64 {
 	ctx, cancel := context.WithCancel(ctx)
+	before := map[string]bool{}
+	for _, pid := range pids() {
+		before[pid] = true
+	}
 	var peak int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			peak = max(peak, peakNow())
+			for _, pid := range pids() {
+				if !before[pid] { // hundreds of others would cost what is measured
+					peak = max(peak, peakOf(pid))
+				}
+			}
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
@@ -79,34 +88,35 @@ func watchPeak(ctx context.Context) func() float64 {
 	}
 }
 
-// peakNow is the largest VmHWM, in KiB.
-func peakNow() (peak int64) {
-	files, _ := filepath.Glob("/proc/[0-9]*/status")
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			continue // it has ended
-		}
-		var mine bool
-		for line := range strings.Lines(string(b)) {
-			field, value, _ := strings.Cut(line, ":")
-			value = strings.TrimSpace(value)
-			switch field {
-			case "Name":
-				for _, w := range watched {
-					mine = mine || value == w
-				}
-			case "VmHWM":
-				if n, err := strconv.ParseInt(strings.TrimSuffix(value, " kB"), 10, 64); mine && err == nil {
-					peak = max(peak, n)
-				}
-			}
-			if field == "Name" && !mine {
-				break
-			}
+// pids are the processes that there are.
+func pids() []string {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	return slices.DeleteFunc(names, func(name string) bool { return name[0] < '0' || name[0] > '9' })
+}
+
+// peakOf is the VmHWM of a process, in KiB, if it is one of those watched.
+func peakOf(pid string) int64 {
+	b, err := os.ReadFile("/proc/" + pid + "/status")
+	if err != nil {
+		return 0 // it has ended
+	}
+	for line := range strings.Lines(string(b)) {
+		field, value, _ := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		switch {
+		case field == "Name" && !slices.Contains(watched, value):
+			return 0
+		case field == "VmHWM":
+			n, _ := strconv.ParseInt(strings.TrimSuffix(value, " kB"), 10, 64)
+			return n
 		}
 	}
-	return peak
+	return 0
 }
 
 // loopbackBytes is how much was ever sent through the loopback interface of the
