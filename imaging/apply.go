@@ -32,6 +32,9 @@ type ApplyOptions struct {
 	Full     bool                   // read what is there and compare digests, instead of trusting size and mtime
 	Lossy    bool                   // as root too, list what cannot be set instead of failing: for trees in memory, whose file system may know no extended attributes
 	Skip     func(path string) bool // true: left alone, with all that is below it; neither written nor deleted
+	Keep     func(path string) bool // true: left as it is where it is there; of what is not there, directories alone are made. Asked for each path by itself
+	Mounts   []string               // mount points below dir, as in /boot, whose file systems belong to the tree: Delete goes there too
+	Written  func() error           // called when everything that had to be written is on the disk, before anything is removed; its error ends the apply
 	Workers  int                    // 0: as many as there are CPUs
 	Progress func(ApplyProgress)    // a few times a second, from one goroutine at a time
 	Change   func(ApplyChange)      // each thing done (or, in a dry run, to be done), from one goroutine at a time
@@ -84,7 +87,7 @@ type ApplyReport struct {
 	Deleted      int64    `json:"deleted"`       // names removed
 	Fixed        int64    `json:"fixed"`         // entries whose metadata was set
 	Unchanged    int64    `json:"unchanged"`     // entries that were right already
-	Skipped      int64    `json:"skipped"`       // entries left alone because Skip said so
+	Skipped      int64    `json:"skipped"`       // entries left alone because Skip or Keep said so
 	Withheld     []string `json:"withheld"`      // entries whose content this reader may not have
 	Lost         int64    `json:"lost"`          // things that could not be set
 	Losses       []Loss   `json:"losses,omitempty"`
@@ -133,8 +136,9 @@ func (e *SpaceError) Error() string {
 //   - A wrong or missing chunk is an error (*store.CorruptError,
 //     *store.MissingError) that names a path that needs it, and no such path
 //     appears under its name.
-//   - Delete crosses no mount point below dir, and leaves alone what is in an
-//     Opaque directory, a file system's own lost+found, and what Skip says.
+//   - Delete crosses no mount point below dir that is not one of o.Mounts, and
+//     leaves alone what is in an Opaque directory, a file system's own
+//     lost+found, and what Skip and Keep say.
 //   - What a process without privileges may not set is listed in the report.
 //     As root it is an error unless o.Lossy says otherwise; but a time, an
 //     inode flag or a project that the file system cannot hold is listed for

@@ -20,7 +20,8 @@ type treeNode struct {
 
 	wanted   wanted
 	act      act  // what is to be done
-	active   bool // wanted, and neither skipped nor withheld
+	active   bool // wanted, and neither skipped, kept nor withheld
+	kept     bool // a directory that is left as it is, and may lack others
 	opaque   bool // what is in it was left out
 	withheld bool // the content is not for this reader
 	linked   bool // it has other names in the manifest

@@ -133,7 +133,7 @@ func (a *applier) openRoot(dir string) error {
 // change does what was decided, in the order that leaves whole what is there
 // whenever it is cut short.
 func (a *applier) change() error {
-	for _, step := range []func() error{a.makeDirs, a.prepare, a.fix, a.write, a.link, a.deleteExtras, a.fasten, a.finishDirs} {
+	for _, step := range []func() error{a.makeDirs, a.prepare, a.fix, a.write, a.link, a.written, a.deleteExtras, a.fasten, a.finishDirs} {
 		if err := a.ctx.Err(); err != nil {
 			return context.Cause(a.ctx)
 		}
@@ -143,6 +143,17 @@ func (a *applier) change() error {
 	}
 	a.tell(true)
 	return a.sync()
+}
+
+// written tells the caller that nothing is left to be done but removals.
+func (a *applier) written() error {
+	if a.o.Written == nil {
+		return nil
+	}
+	if err := a.sync(); err != nil {
+		return err
+	}
+	return a.o.Written()
 }
 
 // sweep removes temporary files that a killed Apply left.

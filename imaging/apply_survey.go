@@ -71,13 +71,40 @@ func (a *applier) survey() error {
 	return a.surveyDir(root)
 }
 
+// skips tells whether a path, with all that is below it, is none of Apply's
+// business.
+func (a *applier) skips(path string) bool { return a.o.Skip != nil && a.o.Skip(path) }
+
+// keeps tells whether what is at a path is to stay as it is.
+func (a *applier) keeps(path string) bool { return a.o.Keep != nil && a.o.Keep(path) }
+
+// admitPresent is admit for a name that is on the disk. A directory that is
+// kept is not dealt with, but looked into.
+func (a *applier) admitPresent(n *treeNode) bool {
+	if !a.admit(n) || !a.keeps(n.path()) {
+		return n.active
+	}
+	n.active, n.kept = false, n.isDir()
+	a.report.Skipped++
+	return n.kept
+}
+
+// admitAbsent is admit for a name that is not on the disk.
+func (a *applier) admitAbsent(n *treeNode) bool {
+	if a.admit(n) && !n.isDir() && a.keeps(n.path()) {
+		n.active = false
+		a.report.Skipped++
+	}
+	return n.active
+}
+
 // admit decides whether a wanted entry is to be dealt with.
 func (a *applier) admit(n *treeNode) bool {
 	if n.wanted == notWanted {
 		return false
 	}
 	a.report.Entries++
-	if a.o.Skip != nil && a.o.Skip(n.path()) {
+	if a.skips(n.path()) {
 		a.report.Skipped++
 		return false
 	}
@@ -96,8 +123,11 @@ func (a *applier) surveyDir(n *treeNode) error {
 	}
 	var dirs []*treeNode
 	if n.seen == nil || n.seen.kind != Directory {
+		if n.kept {
+			return nil // something else is there, and stays
+		}
 		for c := a.index.child(n); c != nil; c = a.index.next(c) {
-			if a.admit(c) && c.isDir() {
+			if a.admitAbsent(c) && c.isDir() {
 				dirs = append(dirs, c)
 			}
 		}
@@ -139,11 +169,11 @@ func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
 			continue
 		case len(names) > 0 && names[0] == c.name:
 			names = names[1:]
-			if a.admit(c) {
+			if a.admitPresent(c) {
 				found = append(found, looked{c: c, e: a.index.entry(c)})
 			}
 		default:
-			a.admit(c)
+			a.admitAbsent(c)
 		}
 		if len(found) >= lookAhead {
 			if err := a.lookAll(fd, found); err != nil {
@@ -151,7 +181,7 @@ func (a *applier) surveyNames(n *treeNode) (dirs []*treeNode, err error) {
 			}
 			found = found[:0]
 		}
-		if c.active && c.isDir() {
+		if (c.active || c.kept) && c.isDir() {
 			dirs = append(dirs, c)
 		}
 		c = a.index.next(c)
@@ -231,7 +261,7 @@ func (a *applier) look(dir int, f *looked) error {
 	f.s = s
 	if s.kind == Directory {
 		s.mount = isMountRoot(o.fd, o.st.Dev, c.parent.seen.inode.dev)
-		s.mounted = s.mount || c.parent.seen.mounted
+		s.mounted = s.mount && !slices.Contains(a.o.Mounts, "/"+c.path()) || c.parent.seen.mounted
 	}
 	if s.kind != e.Kind {
 		return nil
@@ -284,15 +314,14 @@ func (a *applier) inodeOf(s *seen) *inode {
 // surveyUnknown looks at a name that the manifest does not have in n.
 func (a *applier) surveyUnknown(n *treeNode, name string) error {
 	x := &treeNode{name: name, parent: n, at: strange}
-	path := x.path()
-	if a.o.Skip != nil && a.o.Skip(path) {
+	if a.skips(x.path()) {
 		return nil
 	}
 	if isTempName(name) {
 		a.temps = append(a.temps, x)
 		return nil
 	}
-	if !a.o.Delete || n.wanted != wantedAll || n.seen.mounted || n.opaque {
+	if a.keeps(x.path()) || !a.o.Delete || n.wanted != wantedAll || n.seen.mounted || n.opaque {
 		return nil
 	}
 	// mkfs makes it, and fsck wants it.
@@ -356,7 +385,7 @@ func (a *applier) surveyBelow(x *treeNode, into *[]*treeNode) (stays bool, err e
 	}
 	for _, name := range names {
 		c := &treeNode{name: name, parent: x, at: strange}
-		if a.o.Skip != nil && a.o.Skip(c.path()) {
+		if a.skips(c.path()) || a.keeps(c.path()) {
 			stays = true
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -55,6 +56,18 @@ func ReadMounts(r io.Reader, root string) (*Mounts, error) {
 	}
 	m.base = m.at(root)
 	return m, nil
+}
+
+// Points are the paths, from the tree's root, at which anything is mounted
+// below it.
+func (m *Mounts) Points() []string {
+	var points []string
+	for _, e := range m.list {
+		if p, ok := within(m.root, e.dir); ok && p != "" && !slices.Contains(points, p) {
+			points = append(points, p)
+		}
+	}
+	return points
 }
 
 func (m *Mounts) add(line string) error {
