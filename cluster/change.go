@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Change is one thing that happens to a cluster. The types below are all there
-// are.
+// Change is one thing that happens to a cluster. The types below, and those in
+// update.go and sync.go, are all there are.
 type Change interface {
 	// Kind is the name of the change's type in the log.
 	Kind() string
@@ -86,7 +86,8 @@ type Arm struct {
 	Image   string `json:"image"`   // NAME@VERSION
 	Digest  string `json:"digest"`
 	Disk    string `json:"disk,omitempty"`
-	After   string `json:"after"` // reboot, poweroff or shell
+	After   string `json:"after"`          // reboot, poweroff or shell
+	Hold    bool   `json:"hold,omitempty"` // on that version, until HoldNode says otherwise
 }
 
 // Disarm takes back an arming, stops waiting for an install, or ends the wait

@@ -180,6 +180,10 @@ func everything(t *testing.T, c *Cluster) {
 	commit(t, c, CloseCollection{}, OpenCollection{Until: c.Now().Add(2 * time.Hour)})
 	install(t, c, "node001", "I1")
 	commit(t, c, Finish{Node: "node001", Install: "I1"}, Up{Node: "node001", DiskGUID: "I1", BootID: "b", Kernel: "6.1"})
+	commit(t, c, OrderUpdate{Node: "node001", ID: "U1", Image: "head@4", Digest: "sha256:bb"}, BeginUpdate{Node: "node001", ID: "U1"},
+		ReportUpdate{Node: "node001", ID: "U1", Stage: "apply"}, EndUpdate{Node: "node001", ID: "U1", Result: "done"})
+	commit(t, c, OrderUpdate{Node: "node001", ID: "U2", Image: "head@5", Digest: "sha256:cc"}, CancelUpdate{Node: "node001"})
+	commit(t, c, EndRound{Image: "head", Round: Round{Begun: c.Now(), Ended: c.Now(), Version: "head@4", Sent: 9}}, PauseSync{Image: "head", Paused: true}, HoldNode{Node: "node001", Held: true})
 	install(t, c, "node002", "I2")
 	commit(t, c, Fail{Node: "node002", Install: "I2", Reason: "no disk"}, Disarm{Node: "node002"})
 	commit(t, c, PutLease{Lease{Addr: addr(200), MAC: mac(9), ClientID: []byte{1, 2}, Hostname: "x", Expires: c.Now().Add(time.Hour)}})
@@ -372,7 +376,7 @@ func TestEvents(t *testing.T) {
 	for _, e := range c.Events(0, Filter{Node: "node001"}) {
 		kinds = append(kinds, e.Kind)
 	}
-	want := "add set sighting assign arm boot enrol install stage certify installed up refused"
+	want := "add set sighting assign arm boot enrol install stage certify installed up update updated update update-failed held refused"
 	if got := strings.Join(kinds, " "); got != want {
 		t.Errorf("node001's events: %s\nwant: %s", got, want)
 	}

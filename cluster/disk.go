@@ -34,6 +34,8 @@ type meta struct {
 	Seq        uint64     `json:"seq"`
 	EventSeq   uint64     `json:"event_seq"`
 	Collection Collection `json:"collection"`
+
+	Syncs map[string]Sync `json:"syncs,omitempty"`
 }
 
 func openDB(path string, timeout time.Duration) (*bbolt.DB, error) {
@@ -86,7 +88,7 @@ func (c *Cluster) load() error {
 			return fmt.Errorf("its format is %d, this doppel knows %d", m.Version, diskVersion)
 		}
 		for _, s := range []*state{work, seen} {
-			s.seq, s.eventSeq, s.collection = m.Seq, m.EventSeq, m.Collection
+			s.seq, s.eventSeq, s.collection, s.syncs = m.Seq, m.EventSeq, m.Collection, m.Syncs
 		}
 		return errors.Join(
 			eachJSON(tx.Bucket(bucketNodes), func(n Node) {
@@ -158,7 +160,7 @@ func (c *Cluster) persist(s *state) error {
 			dropBefore(log, s.seq, c.options.KeepLog),
 			dropBefore(events, s.eventSeq, c.options.KeepEvents),
 			putJSON(tx.Bucket(bucketMeta), keyMeta, meta{
-				Version: diskVersion, Seq: s.seq, EventSeq: s.eventSeq, Collection: s.collection,
+				Version: diskVersion, Seq: s.seq, EventSeq: s.eventSeq, Collection: s.collection, Syncs: s.syncs,
 			}),
 		)
 	})

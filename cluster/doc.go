@@ -36,6 +36,11 @@
 //	Armed, Installing, Failed  --Disarm-->  Installed if it runs something, else Assigned
 //	any but Installing  --Unassign-->  Discovered
 //
+// An update makes an Installed node equal to another version in place, without
+// leaving that state: OrderUpdate, BeginUpdate when the node is given its
+// orders, EndUpdate when it runs the version, or with the reason why not. A
+// later order takes the place of an earlier one, and so does an Arm.
+//
 // # Replication
 //
 // An entry carries its sequence number and its time; applying it reads no

@@ -110,6 +110,22 @@ func decodeChange(kind string, b []byte) (Change, error) {
 		return decodeAs[Fail](b)
 	case Up{}.Kind():
 		return decodeAs[Up](b)
+	case EndRound{}.Kind():
+		return decodeAs[EndRound](b)
+	case PauseSync{}.Kind():
+		return decodeAs[PauseSync](b)
+	case HoldNode{}.Kind():
+		return decodeAs[HoldNode](b)
+	case OrderUpdate{}.Kind():
+		return decodeAs[OrderUpdate](b)
+	case BeginUpdate{}.Kind():
+		return decodeAs[BeginUpdate](b)
+	case ReportUpdate{}.Kind():
+		return decodeAs[ReportUpdate](b)
+	case EndUpdate{}.Kind():
+		return decodeAs[EndUpdate](b)
+	case CancelUpdate{}.Kind():
+		return decodeAs[CancelUpdate](b)
 	case PutLease{}.Kind():
 		return decodeAs[PutLease](b)
 	case DeleteLease{}.Kind():

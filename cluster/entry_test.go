@@ -27,6 +27,7 @@ func kinds() []Change {
 	return []Change{
 		AddNodes{}, SetNode{}, RemoveNode{}, Sight{}, ForgetSighting{}, Assign{}, Unassign{}, OpenCollection{}, CloseCollection{},
 		Arm{}, Disarm{}, BeginBoot{}, Enrol{}, BeginInstall{}, ReportStage{}, Certify{}, Finish{}, Fail{}, Up{}, PutLease{}, DeleteLease{}, Note{},
+		OrderUpdate{}, BeginUpdate{}, ReportUpdate{}, EndUpdate{}, CancelUpdate{}, EndRound{}, PauseSync{}, HoldNode{},
 	}
 }
 
@@ -195,7 +196,7 @@ func anything(r *rand.Rand, at time.Time) Change {
 	m := mac(byte(r.IntN(6)))
 	id := fmt.Sprintf("I%d", r.IntN(4))
 	boot := nonce + fmt.Sprint(r.IntN(2))
-	switch r.IntN(20) {
+	switch r.IntN(30) {
 	case 0, 1:
 		return add(name, byte(11+r.IntN(6)))
 	case 2:
@@ -226,6 +227,24 @@ func anything(r *rand.Rand, at time.Time) Change {
 		return Finish{Node: name, Install: id}
 	case 17:
 		return Fail{Node: name, Install: id, Reason: "r"}
+	case 20:
+		return Certify{Node: name, Install: id, Key: "k"}
+	case 21, 22:
+		return OrderUpdate{Node: name, ID: id, Image: "head@4", Digest: "d4"}
+	case 23:
+		return BeginUpdate{Node: name, ID: id}
+	case 24:
+		return ReportUpdate{Node: name, ID: id, Stage: "apply", Done: int64(r.IntN(9))}
+	case 25:
+		return EndUpdate{Node: name, ID: id, Failed: []string{"", "why"}[r.IntN(2)]}
+	case 27:
+		return EndRound{Image: "head", Round: Round{Version: "head@4", Failed: []string{"", "why"}[r.IntN(2)], Unchanged: r.IntN(2) == 0}}
+	case 28:
+		return PauseSync{Image: "head", Paused: r.IntN(2) == 0}
+	case 29:
+		return HoldNode{Node: name, Held: r.IntN(2) == 0}
+	case 26:
+		return CancelUpdate{Node: name}
 	case 18:
 		return PutLease{Lease{Addr: addr(byte(200 + r.IntN(4))), MAC: m, Expires: at}}
 	}

@@ -13,12 +13,12 @@ type Inventory struct {
 
 const inventoryFormat = 1
 
-// Export writes out the inventory. Installs stay behind: they are of this
+// Export writes out the inventory. Installs and updates stay behind: they are of this
 // moment, and the nonce of one's boot is nobody else's business.
 func (c *Cluster) Export() Inventory {
 	nodes := c.Nodes()
 	for i := range nodes {
-		nodes[i].Install, nodes[i].Reason = nil, ""
+		nodes[i].Install, nodes[i].Update, nodes[i].Reason = nil, nil, ""
 	}
 	return Inventory{Format: inventoryFormat, Nodes: nodes}
 }

@@ -39,7 +39,7 @@ func (c Arm) apply(s *state, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	n.State, n.Reason = Armed, ""
+	n.State, n.Reason, n.Update, n.Held = Armed, "", nil, c.Hold
 	n.Install = &Install{ID: c.Install, Image: c.Image, Digest: c.Digest, Disk: c.Disk, After: c.After, Armed: at}
 	s.putNode(n.Name, n)
 	s.tell(at, "arm", n, fmt.Sprintf("%s is armed: its next network boot erases a disk and installs %s", n.Name, c.Image))

@@ -57,5 +57,5 @@ func (s *state) follow(from *state) {
 		v, ok := from.leases[addr]
 		put(s.leases, addr, v, ok)
 	}
-	s.collection, s.seq, s.eventSeq = from.collection, from.seq, from.eventSeq
+	s.collection, s.syncs, s.seq, s.eventSeq = from.collection, from.syncs, from.seq, from.eventSeq
 }

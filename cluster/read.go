@@ -183,6 +183,7 @@ type Snapshot struct {
 	Sightings  []Sighting `json:"sightings"`
 	Leases     []Lease    `json:"leases"`
 	Collection Collection `json:"collection"`
+	Syncs      []Sync     `json:"syncs"`
 	Events     []Event    `json:"events"`
 }
 
@@ -192,7 +193,7 @@ func (c *Cluster) Snapshot() Snapshot {
 	defer c.mu.RUnlock()
 	s := Snapshot{
 		Seq: c.seen.seq, Nodes: c.nodes(), Sightings: c.sightings(), Leases: c.leases(),
-		Collection: c.seen.collection, Events: make([]Event, 0, len(c.events)),
+		Collection: c.seen.collection, Syncs: c.syncs(), Events: make([]Event, 0, len(c.events)),
 	}
 	for _, e := range c.events {
 		s.Events = append(s.Events, e.clone())

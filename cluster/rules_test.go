@@ -84,6 +84,23 @@ func TestRules(t *testing.T) {
 		{"fail: not armed", Fail{Node: "node002", Install: "I"}, "no install is permitted", ""},
 		{"up: unknown node", Up{Node: "nobody"}, "there is no node", ""},
 
+		{"round: image", EndRound{Image: "head@3", Round: Round{Version: "head@4"}}, "is not the name of an image", "image ls"},
+		{"pause: image", PauseSync{Image: "", Paused: true}, "is not the name of an image", ""},
+		{"hold: unknown node", HoldNode{Node: "nobody", Held: true}, "there is no node", ""},
+		{"update: unknown node", OrderUpdate{Node: "nobody"}, "there is no node", ""},
+		{"update: runs nothing", OrderUpdate{Node: "node002", ID: "U2", Image: "i@1", Digest: "d"}, "runs nothing that doppel installed", "doppel deploy"},
+		{"update: armed", OrderUpdate{Node: "armed", ID: "U2", Image: "i@1", Digest: "d"}, "armed is armed", "disarm armed"},
+		{"update: installing", OrderUpdate{Node: "installing", ID: "U2", Image: "i@1", Digest: "d"}, "is installing", "disarm"},
+		{"update: failed", OrderUpdate{Node: "failed", ID: "U2", Image: "i@1", Digest: "d"}, "runs nothing", "doppel deploy"},
+		{"update: paths of another version", OrderUpdate{Node: "updating", ID: "U2", Image: "i@1", Digest: "d", Paths: []string{"etc"}}, "can only be made as in head@3, which it runs", "leave the version out"},
+		{"update: path with a line's end", OrderUpdate{Node: "updating", ID: "U2", Image: "head@3", Digest: "d", Paths: []string{"a\nb"}}, "is not a path that can be named", ""},
+		{"update begins: none", BeginUpdate{Node: "node002", ID: "U"}, "was taken back, or another", ""},
+		{"update begins: another", BeginUpdate{Node: "updating", ID: "U0"}, "was taken back, or another", ""},
+		{"update reports: another", ReportUpdate{Node: "updating", ID: "U0", Stage: "apply"}, "was taken back, or another", ""},
+		{"update ends: another", EndUpdate{Node: "updating", ID: "U0"}, "was taken back, or another", ""},
+		{"update ends: none", EndUpdate{Node: "node002", ID: "U"}, "was taken back, or another", ""},
+		{"update taken back: unknown node", CancelUpdate{Node: "nobody"}, "there is no node", ""},
+
 		{"collect: in the past", OpenCollection{Until: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}, "cannot end at 2020", ""},
 		{"collect: for ever", OpenCollection{Until: time.Date(2120, 1, 1, 0, 0, 0, 0, time.UTC)}, "cannot stay open", ""},
 		{"sight: group address", Sight{Sighting{MAC: MAC{1}}}, "group address", ""},
@@ -95,6 +112,9 @@ func TestRules(t *testing.T) {
 			commit(t, c, add("installing", 14), Assign{MAC: mac(4), Node: "installing"})
 			install(t, c, "installing", "J")
 			commit(t, c, add("failed", 15), Assign{MAC: mac(5), Node: "failed"}, arm("failed", "F"), Fail{Node: "failed", Install: "F", Reason: "no disk"})
+			commit(t, c, add("updating", 16), Assign{MAC: mac(6), Node: "updating"})
+			install(t, c, "updating", "K")
+			commit(t, c, Certify{Node: "updating", Install: "K", Key: "k"}, Finish{Node: "updating", Install: "K"}, OrderUpdate{Node: "updating", ID: "U", Image: "head@4", Digest: "d4"})
 			before := c.Snapshot()
 			err := c.Commit(context.Background(), test.change)
 			if !isRefused(err) {
@@ -127,6 +147,8 @@ func TestNoChange(t *testing.T) {
 		DeleteLease{Addr: addr(222)},
 		ForgetSighting{MAC: mac(9)},
 		AddNodes{},
+		PauseSync{Image: "head"},
+		HoldNode{Node: "node001"},
 		Finish{Node: "node002", Install: "I"},                  // its answer was lost
 		Fail{Node: "failed", Install: "F", Reason: "no, that"}, // the first reason stands
 	} {

@@ -11,7 +11,8 @@ import (
 // lies over the state that readers see.
 type soft struct {
 	sightings map[MAC]Sighting
-	progress  map[string]progress // by node
+	progress  map[string]progress     // by node
+	updates   map[string]ReportUpdate // by node; never written
 }
 
 type progress struct {
@@ -20,7 +21,7 @@ type progress struct {
 }
 
 func newSoft() soft {
-	return soft{sightings: map[MAC]Sighting{}, progress: map[string]progress{}}
+	return soft{sightings: map[MAC]Sighting{}, progress: map[string]progress{}, updates: map[string]ReportUpdate{}}
 }
 
 // Sight notes that a machine was seen asking to boot; First, Last and Count
@@ -104,6 +105,9 @@ func (c *Cluster) countOn(r ReportStage) bool {
 func (c *Cluster) over(n Node) Node {
 	if p, ok := c.soft.progress[n.Name]; ok && p.of(&n) {
 		p.into(&n, p.at)
+	}
+	if r, ok := c.soft.updates[n.Name]; ok && r.of(&n) {
+		r.into(&n)
 	}
 	return n
 }

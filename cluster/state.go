@@ -21,6 +21,7 @@ type state struct {
 	sightings  map[MAC]Sighting
 	leases     map[netip.Addr]Lease
 	collection Collection
+	syncs      map[string]Sync // by image; replaced as a whole
 
 	// What happened since the last commit; see journal.go.
 	journal journal
@@ -155,6 +156,10 @@ func (n *Node) clone() Node {
 	}
 	if n.Install != nil {
 		c.Install = new(*n.Install)
+	}
+	if n.Update != nil {
+		c.Update = new(*n.Update)
+		c.Update.Paths = slices.Clone(n.Update.Paths)
 	}
 	return c
 }

@@ -43,7 +43,9 @@ type Node struct {
 	State   State      `json:"state"`
 	Reason  string     `json:"reason,omitempty"` // why it is Failed
 	Install *Install   `json:"install,omitempty"`
+	Update  *Update    `json:"update,omitempty"`
 	Runs    string     `json:"runs,omitempty"` // NAME@VERSION on its disk
+	Held    bool       `json:"held,omitempty"` // does not follow its image
 	LastUp  time.Time  `json:"last_up,omitzero"`
 	Added   time.Time  `json:"added"`
 	// UpFrom is the disk GUID the node last reported itself up from.
