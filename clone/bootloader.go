@@ -103,10 +103,7 @@ func (in *install) program(names ...string) string {
 // grubConfig keeps the head's own grub.cfg where it is as true here as there,
 // and makes one where it is not.
 func (in *install) grubConfig(ctx context.Context) error {
-	name := "boot/grub/grub.cfg"
-	if in.index.has("boot/grub2") || in.program("grub2-mkconfig") != "" && !in.index.has("boot/grub") {
-		name = "boot/grub2/grub.cfg"
-	}
+	name := in.configName()
 	if in.keepsConfig(name) && in.checkConfig(name) == nil {
 		return nil
 	}
@@ -121,6 +118,14 @@ func (in *install) grubConfig(ctx context.Context) error {
 		return err
 	}
 	return in.checkConfig(name)
+}
+
+// configName is where the image has its grub.cfg.
+func (in *install) configName() string {
+	if in.index.has("boot/grub2") || in.program("grub2-mkconfig") != "" && !in.index.has("boot/grub") {
+		return "boot/grub2/grub.cfg"
+	}
+	return "boot/grub/grub.cfg"
 }
 
 // keepsConfig tells whether the head's grub.cfg can serve: same firmware, same
@@ -296,7 +301,11 @@ func (in *install) agent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"node.crt": cred.Certificate, "node.key": cred.Key, "ca.crt": cred.CA, "node.json": about} {
+	plan, err := EncodePlan(in.plan)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{"node.crt": cred.Certificate, "node.key": cred.Key, "ca.crt": cred.CA, "node.json": about, "plan.json": plan} {
 		if err := writeBeneath(tree, filepath.Join(nodeDir, name), content, 0o600); err != nil {
 			return err
 		}

@@ -18,33 +18,56 @@ type packages struct{ debian, redhat string }
 // its file systems, since the installer has none of its own. The error, a
 // *RefusedError, names all that is missing and the packages that bring it.
 func Check(h imaging.Head, fw Firmware) error {
-	var lacks, need []string
-	miss := func(what string, p packages) {
-		lacks = append(lacks, what)
-		name := p.debian
-		if isRedHat(h.Facts.OSRelease) {
-			name = p.redhat
-		}
-		for _, n := range strings.Fields(name) {
-			if !slices.Contains(need, n) {
-				need = append(need, n)
-			}
-		}
-	}
-	checkKernel(h.Boot, h.Facts.Arch, miss)
-	checkLoader(h.Boot, h.Facts.Arch, fw, miss)
+	l := &lacking{head: h}
+	l.boot(fw)
 	for _, fs := range fileSystemsNeeded(h, fw) {
 		tool, p := formatTool(fs)
 		if tool != "" && !hasTool(h.Boot, tool) {
-			miss(tool, p)
+			l.miss(tool, p)
 		}
 	}
-	if len(lacks) == 0 {
+	return l.refusal("installed on", fw)
+}
+
+// checkStart is Check for a machine whose file systems are there already.
+func checkStart(h imaging.Head, fw Firmware) error {
+	l := &lacking{head: h}
+	l.boot(fw)
+	return l.refusal("started by", fw)
+}
+
+// lacking is what an image lacks.
+type lacking struct {
+	head  imaging.Head
+	lacks []string
+	need  []string // packages that bring it
+}
+
+func (l *lacking) miss(what string, p packages) {
+	l.lacks = append(l.lacks, what)
+	name := p.debian
+	if isRedHat(l.head.Facts.OSRelease) {
+		name = p.redhat
+	}
+	for _, n := range strings.Fields(name) {
+		if !slices.Contains(l.need, n) {
+			l.need = append(l.need, n)
+		}
+	}
+}
+
+func (l *lacking) boot(fw Firmware) {
+	checkKernel(l.head.Boot, l.head.Facts.Arch, l.miss)
+	checkLoader(l.head.Boot, l.head.Facts.Arch, fw, l.miss)
+}
+
+func (l *lacking) refusal(how string, fw Firmware) error {
+	if len(l.lacks) == 0 {
 		return nil
 	}
 	return &RefusedError{
-		What: fmt.Sprintf("the image cannot be installed on a machine with %s firmware: it lacks %s", strings.ToUpper(string(fw)), strings.Join(lacks, ", ")),
-		Hint: fmt.Sprintf("install %s on the head and capture it again", strings.Join(need, ", ")),
+		What: fmt.Sprintf("the image cannot be %s a machine with %s firmware: it lacks %s", how, strings.ToUpper(string(fw)), strings.Join(l.lacks, ", ")),
+		Hint: fmt.Sprintf("install %s on the head and capture it again", strings.Join(l.need, ", ")),
 	}
 }
 

@@ -26,7 +26,17 @@ type Rule struct {
 	Why     Why
 	Role    string // the role it holds for; empty: every role
 	Words   string // what it is, for people
+	InPlace InPlace
 }
+
+// InPlace is what an update in place does with a path that may differ.
+type InPlace string
+
+const (
+	Own     InPlace = ""        // the node keeps what it has; of what it lacks, directories alone are made
+	Taken   InPlace = "taken"   // made as in the image; the node may change it afterwards
+	Derived InPlace = "derived" // written anew from what the image has, for this node
+)
 
 // roleCompute and roleHead are the roles of plans.
 const (
@@ -85,6 +95,12 @@ func (t Table) Match(p string) (Rule, bool) {
 	return Rule{}, false
 }
 
+// Keeps tells whether an update in place leaves what a node has at p.
+func (t Table) Keeps(p string) bool {
+	r, ok := t.Match(p)
+	return ok && r.InPlace != Taken
+}
+
 // Holds tells whether the directory p holds paths of the table directly, so
 // that its own modification time may differ when one of them was replaced.
 func (t Table) Holds(p string) bool {
@@ -97,6 +113,12 @@ func (t Table) Holds(p string) bool {
 		}
 	}
 	return false
+}
+
+// MatchAny tells whether a path below the root is meant by one of the patterns,
+// which are as in Rule.
+func MatchAny(patterns []string, p string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return matchPattern(pattern, p) })
 }
 
 func matchPattern(pattern, p string) bool {

@@ -10,7 +10,8 @@ func identityRules() []Rule {
 
 	var all []Rule
 	for _, group := range [][]Rule{
-		identity("", "the host's name", "etc/hostname", "etc/hosts", "etc/mailname"),
+		identity("", "the host's name", "etc/hostname", "etc/mailname"),
+		derived(identity("", "names of hosts, this one's own among them", "etc/hosts")),
 		identity("", "what is mounted where", "etc/fstab"),
 		identity("", "the machine's id", "etc/machine-id", "var/lib/dbus/machine-id"),
 		identity("", "network configuration of ifupdown", "etc/network/interfaces", "etc/network/interfaces.d/**", "etc/systemd/network/10-doppel.link"),
@@ -20,7 +21,7 @@ func identityRules() []Rule {
 		identity("", "network configuration of netplan", "etc/netplan/**", "etc/cloud/cloud.cfg.d/99-doppel-network.cfg"),
 		identity("", "name servers", "etc/resolv.conf"),
 		identity(roleCompute, "SSH host keys, generated anew", "etc/ssh/ssh_host_*"),
-		identity(roleCompute, "password hashes, locked", "etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-"),
+		derived(identity(roleCompute, "password hashes, locked", "etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-")),
 		identity("", "the random seed", "var/lib/systemd/random-seed", "var/lib/urandom/random-seed", "boot/efi/loader/random-seed"),
 		identity("", "storage initiator names", "etc/iscsi/initiatorname.iscsi", "etc/nvme/hostnqn", "etc/nvme/hostid"),
 		identity("", "the key of sealed service credentials", "var/lib/systemd/credential.secret"),
@@ -31,13 +32,16 @@ func identityRules() []Rule {
 
 		agent("doppel's agent", "usr/lib/doppel/**", "etc/systemd/system/doppel-agent.service", "etc/systemd/system/multi-user.target.wants", "etc/systemd/system/multi-user.target.wants/doppel-agent.service"),
 		agent("the node's own credentials", "etc/doppel", "etc/doppel/node/**"),
+		agent("doppel's state", "var/lib/doppel/**"),
 
 		runtime("logs", "var/log/**"),
+		taken(runtime("what packages note of their units and files", "var/lib/systemd/deb-systemd-*/**", "var/lib/ucf/**")),
 		runtime("state of system services", "var/lib/systemd/**", "var/lib/private/**", "var/lib/dbus", "var/lib/logrotate/**",
-			"var/lib/misc/**", "var/lib/ucf/**", "var/lib/apt/daily_lock", "var/lib/apt/periodic/**", "var/lib/apt/lists/**", "var/lib/dpkg/lock", "var/lib/dpkg/lock-frontend",
+			"var/lib/misc/**", "var/lib/apt/daily_lock", "var/lib/apt/periodic/**", "var/lib/apt/lists/**", "var/lib/dpkg/lock", "var/lib/dpkg/lock-frontend",
 			"var/lib/man-db/**", "var/lib/munge/**", "var/lib/chrony/**", "var/lib/ntpsec/**", "var/lib/plymouth/**", "var/lib/sudo/**", "var/lib/polkit-1/**", "var/lib/udisks2/**", "var/lib/os-prober/**",
 			"var/lib/initramfs-tools", "var/lib/grub/**"),
-		runtime("caches", "var/cache/**", "etc/ld.so.cache", "etc/udev/hwdb.bin", "usr/lib/udev/hwdb.bin", "etc/.updated", "var/.updated", "etc/.pwd.lock", "etc/adjtime", "etc/mtab"),
+		taken(runtime("what is made of other files", "etc/ld.so.cache", "etc/udev/hwdb.bin", "usr/lib/udev/hwdb.bin", "etc/mtab")),
+		runtime("caches", "var/cache/**", "etc/.updated", "var/.updated", "etc/.pwd.lock", "etc/adjtime"),
 		runtime("mail queues and spools", "var/spool/anacron/**", "var/spool/cron/atjobs/.SEQ", "var/spool/rsyslog/**", "var/mail/**"),
 		runtime("the files of one run", "run/**", "var/run/**", "tmp/**", "var/tmp/**", "dev/**", "proc/**", "sys/**", "var/lock/**"),
 		runtime("what a file system's check found", "lost+found", "*/lost+found", "*/*/lost+found"),
@@ -47,6 +51,18 @@ func identityRules() []Rule {
 		all = append(all, group...)
 	}
 	return all
+}
+
+// derived and taken say what an update in place does with paths that may
+// differ; the node keeps all others as they are.
+func derived(rules []Rule) []Rule { return inPlace(rules, Derived) }
+func taken(rules []Rule) []Rule   { return inPlace(rules, Taken) }
+
+func inPlace(rules []Rule, what InPlace) []Rule {
+	for i := range rules {
+		rules[i].InPlace = what
+	}
+	return rules
 }
 
 func rules(why Why, role, words string, patterns []string) []Rule {

@@ -60,6 +60,10 @@ func (w *identity) names() error {
 			return err
 		}
 	}
+	return w.hosts()
+}
+
+func (w *identity) hosts() error {
 	hosts, err := w.read("etc/hosts")
 	if err != nil {
 		return err

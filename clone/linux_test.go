@@ -234,7 +234,7 @@ func judgeTree(t *testing.T, disk string, plan *clone.Plan, image *imaging.Manif
 	r, err := resync.Drift(t.Context(), image, dir, func(p string, d imaging.Difference) (string, bool) {
 		rule, ok := table.Match(p)
 		return rule.Words, ok || d.Kind == imaging.DiffMTime && table.Holds(p)
-	})
+	}, imaging.CompareOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,3 +20,36 @@ func nodeJSON(p *Plan) ([]byte, error) {
 	}
 	return append(b, '\n'), nil
 }
+
+// EncodePlan writes a plan as an installed node keeps it: plan.json in
+// /etc/doppel/node.
+func EncodePlan(p *Plan) ([]byte, error) {
+	b, err := json.MarshalIndent(p, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("write plan.json: %w", err)
+	}
+	return append(b, '\n'), nil
+}
+
+// DecodePlan reads what EncodePlan wrote, and refuses a plan that no install
+// can have had.
+func DecodePlan(b []byte) (*Plan, error) {
+	var p Plan
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, fmt.Errorf("read plan.json: %w", err)
+	}
+	root := p.FileSystemAt("/")
+	switch {
+	case p.ID == "" || p.Node == "":
+		return nil, fmt.Errorf("read plan.json: it is of no install")
+	case p.Role != roleCompute && p.Role != roleHead:
+		return nil, fmt.Errorf("read plan.json: %q is no role", p.Role)
+	case p.Firmware != BIOS && p.Firmware != UEFI:
+		return nil, fmt.Errorf("read plan.json: %q is no firmware", p.Firmware)
+	case root == nil:
+		return nil, fmt.Errorf("read plan.json: it has no root file system")
+	case !p.Addr.IsValid():
+		return nil, fmt.Errorf("read plan.json: %s has no address", p.Node)
+	}
+	return &p, nil
+}

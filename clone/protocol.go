@@ -1,6 +1,11 @@
 package clone
 
-import "doppel/imaging/store"
+import (
+	"encoding/json"
+
+	"doppel/imaging"
+	"doppel/imaging/store"
+)
 
 // The words between the agent and the server. All of them travel by TLS; see
 // ARCHITECTURE.md, "The wire", for the addresses.
@@ -21,8 +26,13 @@ type Enrolled struct {
 // Orders answer a machine's Hardware: what to become, and the keys and names
 // it needs to read the image. Exactly one of Plan and Refused is set.
 type Orders struct {
-	Plan     *Plan      `json:"plan,omitempty"`
-	Refused  string     `json:"refused,omitempty"`
+	Plan    *Plan  `json:"plan,omitempty"`
+	Refused string `json:"refused,omitempty"`
+	Access
+}
+
+// Access is what a machine needs to read one version of an image.
+type Access struct {
 	Manifest store.ID   `json:"manifest"` // the manifest's blob
 	Digest   string     `json:"digest"`   // the version's identity, which the manifest must have
 	Packs    []store.ID `json:"packs"`    // that hold what this node may read, in reading order
@@ -31,7 +41,64 @@ type Orders struct {
 	Head     []byte     `json:"head_key,omitempty"` // role head only
 }
 
-// Stage is a step of carrying out a plan.
+// UpdateOrders say what a node that runs is to become in place.
+type UpdateOrders struct {
+	ID    string   `json:"id"`
+	Image string   `json:"image"`           // NAME@VERSION
+	Keep  []string `json:"keep,omitempty"`  // paths that the node keeps as they are: patterns as in Rule
+	Paths []string `json:"paths,omitempty"` // from the root: these alone, and what is below them; empty: everything
+	Full  bool     `json:"full,omitempty"`  // compare by content, instead of trusting size and time
+	Force bool     `json:"force,omitempty"` // though the image is of another distribution
+	Pre   string   `json:"pre,omitempty"`   // shell command to run first; when it fails, nothing is touched
+	Post  string   `json:"post,omitempty"`  // shell command to run when all is done
+	Access
+}
+
+// Idle asks for something to do, as a node that runs does without end.
+type Idle struct {
+	BootID string `json:"boot_id"` // /proc/sys/kernel/random/boot_id
+}
+
+// Task is something to do.
+type Task struct {
+	Update *UpdateOrders `json:"update,omitempty"`
+	Drift  *DriftOrders  `json:"drift,omitempty"`
+}
+
+// DriftOrders ask a node in what it differs from a version.
+type DriftOrders struct {
+	ID    string   `json:"id"`
+	Image string   `json:"image"`          // NAME@VERSION
+	Keep  []string `json:"keep,omitempty"` // paths that the node keeps as they are: patterns as in Rule
+	Full  bool     `json:"full,omitempty"` // read every file, instead of trusting size and time
+	Access
+}
+
+// DriftWord is the node's answer.
+type DriftWord struct {
+	ID     string          `json:"id"`
+	Failed string          `json:"failed,omitempty"` // why there is no report
+	Report json.RawMessage `json:"report,omitempty"` // package resync's
+}
+
+// UpdateWord is a node's word on its update: Install is the update's ID, and
+// StageFinish and StageFailed are the last.
+type UpdateWord struct {
+	Report
+	Result *UpdateReport `json:"result,omitempty"` // with StageFinish
+}
+
+// UpdateReport says what an update did.
+type UpdateReport struct {
+	Image   string               `json:"image"`
+	Apply   *imaging.ApplyReport `json:"apply,omitempty"`
+	Derived []string             `json:"derived,omitempty"` // identity files written anew
+	Removed []string             `json:"removed,omitempty"` // paths named that the image lacks
+	Boot    bool                 `json:"boot,omitempty"`    // the boot menu was made anew
+	Seconds float64              `json:"seconds"`
+}
+
+// Stage is a step of carrying out a plan, or of an update in place.
 type Stage string
 
 const (
@@ -45,6 +112,10 @@ const (
 	StageBootloader Stage = "bootloader"
 	StageAgent      Stage = "agent"
 	StageFinish     Stage = "finish" // the last words: all is durable; disarms
+	StageCheck      Stage = "check"  // of an update: whether the image is for this node
+	StagePre        Stage = "pre"    // of an update: the operator's command before it
+	StageSettle     Stage = "settle" // of an update: systemd reads its units again, and all is done
+	StagePost       Stage = "post"   // of an update: the operator's command after it
 	StageFailed     Stage = "failed"
 )
 

@@ -1,0 +1,352 @@
+package clone
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"doppel/imaging"
+)
+
+// upgraded is the image of debianFiles after its head was upgraded to another
+// kernel, and changed here and there.
+func upgraded() *memoryImage {
+	head := debianHead()
+	head.Boot.Kernels = []imaging.Kernel{{Release: "6.1.0-2-amd64", Path: "boot/vmlinuz-6.1.0-2-amd64", Initrd: "boot/initrd.img-6.1.0-2-amd64", Modules: "usr/lib/modules/6.1.0-2-amd64"}}
+	files := debianFiles()
+	for _, gone := range []string{"boot/vmlinuz-6.1.0-1-amd64", "boot/initrd.img-6.1.0-1-amd64", "usr/lib/modules/6.1.0-1-amd64/kernel"} {
+		delete(files, gone)
+	}
+	maps.Copy(files, map[string]string{
+		"boot/vmlinuz-6.1.0-2-amd64":           "kernel 2",
+		"boot/initrd.img-6.1.0-2-amd64":        "initramfs 2",
+		"usr/lib/modules/6.1.0-2-amd64/kernel": "module 2",
+		"etc/hosts":                            "127.0.0.1 localhost\n127.0.1.1 head.cluster head\n10.77.0.1 head.cluster head\n10.77.0.50 storage\n",
+		"etc/shadow":                           "root:$y$other:19500:0:99999:7:::\nalice:$y$hash:19500:0:99999:7:::\n",
+		"etc/nginx/nginx.conf":                 "worker_processes 1;\n",
+		"etc/systemd/system/nginx.service":     "[Service]\n",
+		"var/log/nginx/":                       "",
+		"var/log/nginx/access.log":             "the head's\n",
+		"home/user/notes":                      "other text",
+	})
+	return newImage(head, files)
+}
+
+// menu does to a tree what grub-mkconfig does: it lists the kernels there are.
+func menu(plan *Plan) func(Command) error {
+	return func(c Command) error {
+		if path.Base(c.Args[0]) != "grub-mkconfig" {
+			return nil
+		}
+		kernels, err := filepath.Glob(filepath.Join(c.Root, "boot/vmlinuz-*"))
+		if err != nil {
+			return err
+		}
+		text := fmt.Sprintf("search --fs-uuid %s\n", plan.FileSystemAt("/").FS.UUID)
+		for _, k := range kernels {
+			text += "linux /boot/" + filepath.Base(k) + "\n"
+		}
+		return os.WriteFile(filepath.Join(c.Root, "boot/grub/grub.cfg"), []byte(text), 0o600)
+	}
+}
+
+// node installs an image for a node and gives the root of its tree.
+func node(t *testing.T, image *memoryImage, role string) (root string, plan *Plan) {
+	t.Helper()
+	needRoot(t)
+	target := testTarget()
+	target.ImageHead, target.Role = image.Head, role
+	plan = mustPlan(t, target, testHardware(BIOS, vda(20*gib)))
+	work := t.TempDir()
+	if err := Install(t.Context(), &Recorder{Out: io.Discard, Ran: menu(plan)}, plan, &image.Manifest, image, testOptions(work, nil)); err != nil {
+		t.Fatal(err)
+	}
+	root = filepath.Join(work, "target")
+	for name, text := range map[string]string{
+		"etc/os-release": "ID=debian\nVERSION_ID=\"12\"\n", "var/log/syslog": "the node's own", "var/log/own.log": "the node's own",
+		"srv/added": "by hand", "home/user/drifted": "by hand", "var/lib/doppel/cluster.db": "state",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root, plan
+}
+
+func readFile(t *testing.T, parts ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(parts...))
+	if errors.Is(err, os.ErrNotExist) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestUpdate(t *testing.T) {
+	old := newImage(debianHead(), debianFiles())
+	root, plan := node(t, old, roleCompute)
+	identity := map[string]string{}
+	for _, name := range []string{"etc/hostname", "etc/machine-id", "etc/network/interfaces", "etc/ssh/ssh_host_ed25519_key", "etc/fstab", "etc/doppel/node/node.key", "var/log/syslog", "var/log/own.log", "var/lib/doppel/cluster.db"} {
+		if identity[name] = readFile(t, root, name); identity[name] == "" {
+			t.Fatalf("the node has no %s", name)
+		}
+	}
+	image := upgraded()
+	var steps []string
+	var both bool
+	rec := &Recorder{Out: io.Discard, Before: func(s string) error { steps = append(steps, strings.ReplaceAll(s, root, "/")); return nil }}
+	rec.Ran = func(c Command) error {
+		if path.Base(c.Args[0]) == "grub-mkconfig" && !both {
+			// The first menu is made while both kernels are there.
+			both = readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") != "" && readFile(t, root, "boot/vmlinuz-6.1.0-2-amd64") != ""
+			if !both {
+				t.Error("the old kernel was removed before the new one was in the menu")
+			}
+		}
+		return menu(plan)(c)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{ID: "U", Image: "head@4", Keep: []string{"srv/**"}, Pre: "echo before", Post: "echo after"}}
+	var stages []Stage
+	o.Report = func(r Report) {
+		if r.Install != "U" {
+			t.Errorf("a report on %q", r.Install)
+		}
+		if len(stages) == 0 || stages[len(stages)-1] != r.Stage {
+			stages = append(stages, r.Stage)
+		}
+	}
+	r, err := Update(t.Context(), rec, plan, &image.Manifest, image, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []Stage{StageCheck, StagePre, StageApply, StageIdentity, StageBootloader, StageSettle, StagePost}; !slices.Equal(stages, want) {
+		t.Errorf("stages %v", stages)
+	}
+	if want := []string{
+		"run in /: /bin/sh -c echo before", "run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg", "run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg",
+		"run in /: /bin/systemctl daemon-reload", "run in /: /bin/sh -c echo after",
+	}; !slices.Equal(steps, want) {
+		t.Errorf("it ran %q", steps)
+	}
+	for name, want := range identity {
+		if have := readFile(t, root, name); have != want {
+			t.Errorf("%s was %q, and is %q", name, want, have)
+		}
+	}
+	for name, want := range map[string]string{
+		"home/user/notes": "other text", "etc/nginx/nginx.conf": "worker_processes 1;\n", "boot/vmlinuz-6.1.0-2-amd64": "kernel 2",
+		"boot/vmlinuz-6.1.0-1-amd64": "", "home/user/drifted": "", "srv/added": "by hand", "var/log/nginx/access.log": "",
+		"etc/shadow": "root:*:19500:0:99999:7:::\nalice:*:19500:0:99999:7:::\n",
+	} {
+		if have := readFile(t, root, name); have != want {
+			t.Errorf("%s is %q, not %q", name, have, want)
+		}
+	}
+	hosts := readFile(t, root, "etc/hosts")
+	if !strings.Contains(hosts, "10.77.0.50 storage\n") || !strings.Contains(hosts, "10.77.0.11\tnode001.cluster node001\n") || strings.Contains(hosts, "127.0.1.1") {
+		t.Errorf("/etc/hosts is %q", hosts)
+	}
+	if fi, err := os.Stat(filepath.Join(root, "var/log/nginx")); err != nil || !fi.IsDir() {
+		t.Errorf("the directory for a new service's logs: %v", err)
+	}
+	if cfg := readFile(t, root, "boot/grub/grub.cfg"); strings.Contains(cfg, "6.1.0-1") || !strings.Contains(cfg, "6.1.0-2") {
+		t.Errorf("the boot menu is %q", cfg)
+	}
+	if !r.Boot || r.Image != "head@4" || !slices.Equal(r.Derived, []string{"etc/hosts", "etc/shadow"}) || r.Apply.Written == 0 {
+		t.Errorf("report %+v", r)
+	}
+
+	// Again, and nothing is left to be done.
+	steps, stages = nil, nil
+	o.Orders.Pre, o.Orders.Post = "", ""
+	r, err = Update(t.Context(), rec, plan, &image.Manifest, image, o)
+	if err != nil || len(steps) > 0 || r.Apply.Written+r.Apply.Fixed+r.Apply.Deleted != 0 || len(r.Derived) > 0 || r.Boot {
+		t.Errorf("a second update did something: %q, %+v, %v", steps, r, err)
+	}
+
+	// And back.
+	if _, err = Update(t.Context(), rec, plan, &old.Manifest, old, o); err != nil {
+		t.Fatal(err)
+	}
+	if readFile(t, root, "home/user/notes") != "text" || readFile(t, root, "boot/vmlinuz-6.1.0-2-amd64") != "" || !strings.Contains(readFile(t, root, "boot/grub/grub.cfg"), "6.1.0-1") {
+		t.Error("the node did not come back to the earlier version")
+	}
+}
+
+// A standby keeps what makes it a head: its passwords are the image's.
+func TestUpdateHead(t *testing.T) {
+	root, plan := node(t, newImage(debianHead(), debianFiles()), roleHead)
+	image := upgraded()
+	_, err := Update(t.Context(), &Recorder{Out: io.Discard, Ran: menu(plan)}, plan, &image.Manifest, image, UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := readFile(t, root, "etc/shadow"); !strings.HasPrefix(have, "root:$y$other:") {
+		t.Errorf("/etc/shadow is %q", have)
+	}
+}
+
+// What is refused, and what fails before the apply, leaves the node as it was.
+func TestUpdateRefused(t *testing.T) {
+	root, plan := node(t, newImage(debianHead(), debianFiles()), roleCompute)
+	before := contents(t, root)
+	failing := errors.New("exit status 1")
+	for _, c := range []struct {
+		name   string
+		alter  func(*memoryImage, *UpdateOptions)
+		refuse string // in the refusal; empty: another error
+	}{
+		{"another distribution", func(m *memoryImage, _ *UpdateOptions) {
+			m.Facts.OSRelease = map[string]string{"ID": "rocky", "VERSION_ID": "9"}
+		}, "rocky 9"},
+		{"another release", func(m *memoryImage, _ *UpdateOptions) {
+			m.Facts.OSRelease = map[string]string{"ID": "debian", "VERSION_ID": "13"}
+		}, "debian 13"},
+		{"another kind of machine", func(m *memoryImage, o *UpdateOptions) { m.Facts.Arch, o.Orders.Force = "aarch64", true }, "aarch64"},
+		{"no kernel", func(m *memoryImage, _ *UpdateOptions) { m.Boot.Kernels = nil }, "kernel"},
+		{"a command before that fails", func(_ *memoryImage, o *UpdateOptions) { o.Orders.Pre = "false" }, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			image := upgraded()
+			o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda"}
+			c.alter(image, &o)
+			rec := &Recorder{Out: io.Discard, Ran: func(Command) error { return failing }}
+			_, err := Update(t.Context(), rec, plan, &image.Manifest, image, o)
+			var refused *RefusedError
+			var where *StageError
+			switch {
+			case !errors.As(err, &where):
+				t.Errorf("it did not fail as a stage: %v", err)
+			case c.refuse == "" && !errors.Is(err, failing):
+				t.Errorf("%v", err)
+			case c.refuse != "" && (!errors.As(err, &refused) || !strings.Contains(refused.What, c.refuse) || refused.Hint == ""):
+				t.Errorf("%v", err)
+			}
+			if after := contents(t, root); !slices.Equal(before, after) {
+				t.Errorf("the node was touched:\n%q\n%q", before, after)
+			}
+		})
+	}
+	image := upgraded()
+	image.Facts.OSRelease = map[string]string{"ID": "rocky"}
+	o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{Force: true}}
+	if _, err := Update(t.Context(), &Recorder{Out: io.Discard, Ran: menu(plan)}, plan, &image.Manifest, image, o); err != nil {
+		t.Errorf("forced: %v", err)
+	}
+}
+
+// A boot menu that cannot be made ends the update before a kernel is removed.
+func TestUpdateKeepsTheOldKernel(t *testing.T) {
+	root, plan := node(t, newImage(debianHead(), debianFiles()), roleCompute)
+	image := upgraded()
+	o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda"}
+	failing := errors.New("no space left on the device")
+	_, err := Update(t.Context(), &Recorder{Out: io.Discard, Ran: func(Command) error { return failing }}, plan, &image.Manifest, image, o)
+	if !errors.Is(err, failing) {
+		t.Fatal(err)
+	}
+	if readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") == "" || !strings.Contains(readFile(t, root, "boot/grub/grub.cfg"), "6.1.0-1") {
+		t.Error("the node starts no more")
+	}
+	// The next one has nothing to write any more, and knows all the same what
+	// is to be done before it removes anything.
+	both := false
+	_, err = Update(t.Context(), &Recorder{Out: io.Discard, Ran: func(c Command) error {
+		both = both || path.Base(c.Args[0]) == "grub-mkconfig" && readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") != ""
+		return menu(plan)(c)
+	}}, plan, &image.Manifest, image, o)
+	if err != nil || !both {
+		t.Fatalf("a menu was made before the old kernel was removed: %v; %v", both, err)
+	}
+	if readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") != "" || !strings.Contains(readFile(t, root, "boot/grub/grub.cfg"), "6.1.0-2") {
+		t.Error("the update was not finished")
+	}
+}
+
+// Of named paths what was changed is undone, and nothing else is touched.
+func TestUpdatePaths(t *testing.T) {
+	image := newImage(debianHead(), debianFiles())
+	root, plan := node(t, image, roleCompute)
+	for name, text := range map[string]string{"home/user/notes": "changed", "etc/default/grub": "changed", "opt/trial/bin/tool": "by hand"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/etc", filepath.Join(root, "opt/out")); err != nil {
+		t.Fatal(err)
+	}
+	update := func(paths ...string) (*UpdateReport, error) {
+		o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{Image: "head@3", Paths: paths, Keep: []string{"srv/**"}}}
+		return Update(t.Context(), &Recorder{Out: io.Discard, Ran: menu(plan)}, plan, &image.Manifest, image, o)
+	}
+	before := contents(t, root)
+	for _, own := range []string{"/etc/hostname", "srv/added", "etc/hosts", "var/log/own.log"} {
+		var refused *RefusedError
+		if _, err := update("home/user", own); !errors.As(err, &refused) || !strings.Contains(refused.What, "node001's own") {
+			t.Errorf("%s: %v", own, err)
+		}
+	}
+	if after := contents(t, root); !slices.Equal(before, after) {
+		t.Error("what was refused was touched")
+	}
+	r, err := update("/home/user/", "opt/trial", "opt/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"home/user/notes": "text", "home/user/drifted": "", "opt/trial/bin/tool": "", "etc/default/grub": "changed", "srv/added": "by hand"} {
+		if have := readFile(t, root, name); have != want {
+			t.Errorf("%s is %q, not %q", name, have, want)
+		}
+	}
+	if !slices.Equal(r.Removed, []string{"opt/trial", "opt/out"}) || r.Boot || len(r.Derived) > 0 {
+		t.Errorf("report %+v", r)
+	}
+	if _, err := os.Stat("/etc/passwd"); err != nil {
+		t.Error(err)
+	}
+	if _, err := update("opt"); err != nil || readFile(t, root, "opt") != "" {
+		t.Errorf("only what the image lacks: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(root, "opt")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func FuzzDecodePlan(f *testing.F) {
+	target := testTarget()
+	plan, err := MakePlan(target, testHardware(BIOS, vda(20*gib)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := EncodePlan(plan)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"id":"I","node":"n","role":"head","firmware":"bios"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := DecodePlan(b)
+		if err != nil {
+			return
+		}
+		if p.FileSystemAt("/") == nil {
+			t.Error("a plan without a root")
+		}
+		if _, err := EncodePlan(p); err != nil {
+			t.Error(err)
+		}
+	})
+}
