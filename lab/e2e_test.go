@@ -71,6 +71,17 @@ var bulk = []string{"usr/lib/gcc", "usr/libexec/gcc", "usr/share/doc", "usr/shar
 
 // newBench makes a rig with a daemon that serves and an image, head@1.
 func newBench(t *testing.T, limit time.Duration) *bench {
+	b := newRigBench(t, limit)
+	b.doppel("init", "--interface", "eth0")
+	if err := b.Serve(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.doppel("capture", "root@head", "--name", "head", "--accept-new")
+	return b
+}
+
+// newRigBench makes a rig.
+func newRigBench(t *testing.T, limit time.Duration) *bench {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, fmt.Errorf("the test took longer than %v", limit))
 	t.Cleanup(cancel)
 	r, err := NewRig(ctx, t.TempDir(), binDir, &logWriter{t: t})
@@ -91,11 +102,6 @@ func newBench(t *testing.T, limit time.Duration) *bench {
 			t.Fatal(err)
 		}
 	}
-	b.doppel("init", "--interface", "eth0")
-	if err := r.Serve(ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.doppel("capture", "root@head", "--name", "head", "--accept-new")
 	return b
 }
 

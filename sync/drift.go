@@ -29,8 +29,8 @@ func (r Report) Equal() bool { return len(r.Differences) == 0 }
 
 // Drift compares the tree at dir with m and sorts the differences by whether
 // allowed lets them be; a nil allowed lets nothing be.
-func Drift(ctx context.Context, m *imaging.Manifest, dir string, allowed Allowed) (Report, error) {
-	differences, err := imaging.CompareTree(ctx, m, dir, imaging.CompareOptions{})
+func Drift(ctx context.Context, m *imaging.Manifest, dir string, allowed Allowed, o imaging.CompareOptions) (Report, error) {
+	differences, err := imaging.CompareTree(ctx, m, dir, o)
 	if err != nil {
 		return Report{}, err
 	}

@@ -84,14 +84,14 @@ func list(r Report) (differences, allowed []string) {
 
 func TestDrift(t *testing.T) {
 	m, dir := applied(t)
-	r, err := Drift(t.Context(), m, dir, identity)
+	r, err := Drift(t.Context(), m, dir, identity, imaging.CompareOptions{})
 	if err != nil || !r.Equal() || len(r.Allowed) > 0 || r.Entries != 6 {
 		t.Errorf("report %+v, %v", r, err)
 	}
 
 	replace(t, filepath.Join(dir, "etc/hostname"), "node001")
 	replace(t, filepath.Join(dir, "usr/bin/agent"), "agent")
-	r, err = Drift(t.Context(), m, dir, identity)
+	r, err = Drift(t.Context(), m, dir, identity, imaging.CompareOptions{})
 	differences, allowed := list(r)
 	want := []string{
 		`mtime etc: "etc/hostname", which may differ, is in it`,
@@ -113,17 +113,17 @@ func TestDrift(t *testing.T) {
 	if err := unix.UtimesNano(filepath.Join(dir, "etc/passwd"), []unix.Timespec{{}, {}}); err != nil {
 		t.Fatal(err)
 	}
-	r, err = Drift(t.Context(), m, dir, identity)
+	r, err = Drift(t.Context(), m, dir, identity, imaging.CompareOptions{})
 	differences, allowed = list(r)
 	wantDifferences := []string{"mode etc", "mtime etc/passwd", "mtime usr", "extra usr/new"}
 	if err != nil || r.Equal() || !slices.Equal(differences, wantDifferences) || !slices.Equal(allowed, want) {
 		t.Errorf("%v: differences %q, allowed %q", err, differences, allowed)
 	}
 
-	if r, err = Drift(t.Context(), m, dir, nil); err != nil || len(r.Allowed) > 0 || len(r.Differences) != 9 {
+	if r, err = Drift(t.Context(), m, dir, nil, imaging.CompareOptions{}); err != nil || len(r.Allowed) > 0 || len(r.Differences) != 9 {
 		t.Errorf("nothing allowed: report %+v, %v", r, err)
 	}
-	if _, err = Drift(t.Context(), m, filepath.Join(dir, "none"), nil); err == nil {
+	if _, err = Drift(t.Context(), m, filepath.Join(dir, "none"), nil, imaging.CompareOptions{}); err == nil {
 		t.Error("a tree that is not there has no drift")
 	}
 }

@@ -22,6 +22,8 @@ type DeployCheck func(ctx context.Context, node cluster.Node, ref string) (versi
 type Admin struct {
 	Cluster     *cluster.Cluster
 	CheckDeploy DeployCheck
+	Sync        Syncer // nil: none is configured
+	Drifts      Drifter
 	Version     string
 	Started     time.Time
 	Log         *slog.Logger
@@ -52,6 +54,9 @@ func (a *Admin) Handler() http.Handler {
 	mux.Handle("POST "+pathDeploy, a.handle(a.deploy))
 	mux.Handle("POST "+pathDisarm, a.handle(a.disarm))
 	mux.Handle("GET "+pathEvents, a.handle(a.events))
+	mux.Handle("GET "+pathSync, a.handle(a.syncStatus))
+	mux.Handle("POST "+pathSync, a.handle(a.sync))
+	mux.Handle("POST "+pathDrift, a.handle(a.drift))
 	mux.Handle("/", nothing(a.Log))
 	return mux
 }
@@ -293,7 +298,12 @@ func (a *Admin) unassign(w http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (a *Admin) disarm(w http.ResponseWriter, r *http.Request) (any, error) {
-	_, after, err := a.each(w, r, func(n cluster.Node) cluster.Change { return cluster.Disarm{Node: n.Name} })
+	_, after, err := a.each(w, r, func(n cluster.Node) cluster.Change {
+		if n.Update.Pending() {
+			return cluster.CancelUpdate{Node: n.Name}
+		}
+		return cluster.Disarm{Node: n.Name}
+	})
 	return &after, err
 }
 

@@ -63,6 +63,13 @@ type Deploy struct {
 	Disk   string   `json:"disk,omitempty"`
 	After  string   `json:"after,omitempty"` // default reboot
 	DryRun bool     `json:"dry_run,omitempty"`
+
+	InPlace bool `json:"in_place,omitempty"` // nodes that run are made equal to the image, and nothing is erased
+	Full    bool `json:"full,omitempty"`     // in place: compare by content, instead of trusting size and time
+	Force   bool `json:"force,omitempty"`    // in place: though the image is of another distribution
+	// In place: these paths alone, and what is below them, as in the version
+	// that the node runs.
+	Paths []string `json:"paths,omitempty"`
 }
 
 // Deployment is what a deploy does to one node.
@@ -73,11 +80,13 @@ type Deployment struct {
 	UUID     string       `json:"uuid,omitempty"` // as last seen
 	Addr     string       `json:"addr"`
 	Role     cluster.Role `json:"role"`
-	Install  string       `json:"install,omitempty"` // empty on a dry run
+	InPlace  bool         `json:"in_place,omitempty"`
+	Paths    []string     `json:"paths,omitempty"` // these alone
+	Install  string       `json:"install,omitempty"` // or update; empty on a dry run
 	Image    string       `json:"image"`             // NAME@VERSION
 	Digest   string       `json:"digest"`
 	Disk     string       `json:"disk,omitempty"` // as the operator named it
-	After    string       `json:"after"`
+	After    string       `json:"after,omitempty"`
 	Erases   string       `json:"erases"`         // what will be lost, in words
 	Runs     string       `json:"runs,omitempty"` // what is on its disk now, as far as is known
 	Warnings []string     `json:"warnings,omitempty"`
@@ -117,4 +126,6 @@ const (
 	pathDeploy     = "/v1/deploy"
 	pathDisarm     = "/v1/disarm"
 	pathEvents     = "/v1/events"
+	pathSync       = "/v1/sync"
+	pathDrift      = "/v1/drift"
 )

@@ -271,3 +271,25 @@ func (c *Client) Events(ctx context.Context, f EventFilter, fn func(cluster.Even
 	}
 	return follow(ctx, c, pathEvents, q, fn)
 }
+
+// Syncs tells how every sync stands.
+func (c *Client) Syncs(ctx context.Context) ([]SyncStatus, error) {
+	return call[[]SyncStatus](ctx, c, http.MethodGet, pathSync, nil, nil)
+}
+
+// WatchSyncs gives how the syncs stand to fn, and again whenever one has
+// changed.
+func (c *Client) WatchSyncs(ctx context.Context, fn func([]SyncStatus) error) error {
+	return follow(ctx, c, pathSync, url.Values{"follow": {"true"}}, fn)
+}
+
+// Sync asks for rounds, or pauses or resumes.
+func (c *Client) Sync(ctx context.Context, req SyncRequest) ([]SyncStatus, error) {
+	return call[[]SyncStatus](ctx, c, http.MethodPost, pathSync, nil, req)
+}
+
+// Drift asks a node in what it differs from a version, and waits for its
+// answer.
+func (c *Client) Drift(ctx context.Context, req DriftRequest) (Drift, error) {
+	return call[Drift](ctx, c, http.MethodPost, pathDrift, nil, req)
+}

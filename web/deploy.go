@@ -12,13 +12,21 @@ import (
 	"doppel/cluster"
 )
 
-// deploy arms nodes, all or none, or says what that would do.
+// deploy arms nodes, or orders their update in place, all or none, or says what
+// that would do.
 func (a *Admin) deploy(w http.ResponseWriter, r *http.Request) (any, error) {
 	var req Deploy
 	if err := readBody(w, r, maxAdmin, &req); err != nil {
 		return nil, err
 	}
-	req.After = cmp.Or(req.After, "reboot")
+	if err := req.errInPlace(); err != nil {
+		return nil, problemf(http.StatusBadRequest, "", "%s", err)
+	}
+	plan := a.planUpdate
+	if !req.InPlace {
+		plan = a.planInstall
+		req.After = cmp.Or(req.After, "reboot")
+	}
 	nodes, err := a.selected(req.Nodes)
 	if err != nil {
 		return nil, err
@@ -27,7 +35,7 @@ func (a *Admin) deploy(w http.ResponseWriter, r *http.Request) (any, error) {
 	var changes []cluster.Change
 	var refused []*cluster.RefusedError
 	for _, n := range nodes {
-		d, err := a.plan(r.Context(), n, req)
+		d, change, err := plan(r.Context(), n, req)
 		if why, ok := errors.AsType[*cluster.RefusedError](err); ok {
 			refused = append(refused, why)
 			continue
@@ -36,9 +44,7 @@ func (a *Admin) deploy(w http.ResponseWriter, r *http.Request) (any, error) {
 			return nil, fmt.Errorf("checking whether %s can be deployed: %w", n.Name, err)
 		}
 		out = append(out, d)
-		changes = append(changes, cluster.Arm{
-			Node: n.Name, Install: d.Install, Image: d.Image, Digest: d.Digest, Disk: d.Disk, After: d.After,
-		})
+		changes = append(changes, change)
 	}
 	if err := together(refused); err != nil {
 		return nil, err
@@ -71,21 +77,21 @@ func together(refused []*cluster.RefusedError) error {
 	return &cluster.RefusedError{What: lines(what), Hint: lines(hints)}
 }
 
-// plan says what a deploy would do to one node.
-func (a *Admin) plan(ctx context.Context, n cluster.Node, req Deploy) (Deployment, error) {
+// planInstall says what a deploy would do to one node.
+func (a *Admin) planInstall(ctx context.Context, n cluster.Node, req Deploy) (Deployment, cluster.Change, error) {
 	if n.MAC == nil {
-		return Deployment{}, &cluster.RefusedError{What: n.Name + " has no machine", Hint: "doppel assign MAC " + n.Name + " first"}
+		return Deployment{}, nil, &cluster.RefusedError{What: n.Name + " has no machine", Hint: "doppel assign MAC " + n.Name + " first"}
 	}
 	ref := cmp.Or(req.Image, n.Image)
 	if ref == "" {
-		return Deployment{}, &cluster.RefusedError{
+		return Deployment{}, nil, &cluster.RefusedError{
 			What: n.Name + " has no image of its own, and none was given",
 			Hint: "give --image, see doppel image ls",
 		}
 	}
 	version, digest, warnings, err := a.CheckDeploy(ctx, n, ref)
 	if err != nil {
-		return Deployment{}, err
+		return Deployment{}, nil, err
 	}
 	d := Deployment{
 		Node: n.Name, MAC: *n.MAC, Addr: n.Addr.String(), Role: n.Role,
@@ -99,7 +105,7 @@ func (a *Admin) plan(ctx context.Context, n cluster.Node, req Deploy) (Deploymen
 	if d.Disk != "" {
 		d.Erases = fmt.Sprintf("everything on the disk %s of the machine %s", d.Disk, n.MAC)
 	}
-	return d, nil
+	return d, cluster.Arm{Node: n.Name, Install: d.Install, Image: d.Image, Digest: d.Digest, Disk: d.Disk, After: d.After, Hold: holds(ref, version)}, nil
 }
 
 // newInstall makes an install's id: a random UUID (RFC 9562, version 4) in

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"time"
 
 	"doppel/clone"
 	"doppel/cluster"
@@ -44,14 +45,22 @@ type Machines struct {
 	Images  Images
 	Plan    Planner
 	Keys    store.Keys
-	Server  string       // base URL of this door, as machines reach it: https://ADDR:8443
-	Blobs   string       // base URL of the blobs: http://ADDR:8480/store
-	Gateway netip.Addr   // of nodes that have none of their own; may be invalid
-	DNS     []netip.Addr // of all nodes
-	Domain  string       // of nodes that have none of their own
+	Server  string                    // base URL of this door, as machines reach it: https://ADDR:8443
+	Blobs   string                    // base URL of the blobs: http://ADDR:8480/store
+	Gateway netip.Addr                // of nodes that have none of their own; may be invalid
+	DNS     []netip.Addr              // of all nodes
+	Domain  string                    // of nodes that have none of their own
+	Update  func(cluster.Node) Policy // what holds for a node's update; nil: nothing
 	Log     *slog.Logger
 
-	refusals refusals
+	// Patience is how long a node that asks for work is let wait for some;
+	// 0: 25 s.
+	Patience time.Duration
+	// Ending, when it is closed, lets go those who wait. Nil: never.
+	Ending <-chan struct{}
+
+	refusals  refusals
+	questions questions
 }
 
 // maxWord bounds the body of a machine's request.
@@ -65,6 +74,9 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/report", m.handle(m.report))
 	mux.Handle("POST /v1/certificate", m.handle(m.certificate))
 	mux.Handle("POST /v1/up", m.handle(m.up))
+	mux.Handle("POST /v1/task", m.handle(m.task))
+	mux.Handle("POST /v1/update", m.handle(m.update))
+	mux.Handle("POST /v1/drift", m.handle(m.drift))
 	mux.Handle("/", nothing(m.Log))
 	return mux
 }
@@ -177,14 +189,19 @@ func (m *Machines) orders(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	m.Log.Info("gave a plan", "node", n.Name, "image", n.Install.Image, "disk", plan.Disk.Path)
-	o := clone.Orders{
-		Plan: plan, Manifest: version.Manifest, Digest: n.Install.Digest, Packs: version.Packs,
+	return clone.Orders{Plan: plan, Access: m.access(n.Role, version, n.Install.Digest)}, nil
+}
+
+// access is what a node of a role needs to read a version.
+func (m *Machines) access(role cluster.Role, v Version, digest string) clone.Access {
+	a := clone.Access{
+		Manifest: v.Manifest, Digest: digest, Packs: v.Packs,
 		Store: m.Blobs, Cluster: slices.Clone(m.Keys.Cluster[:]),
 	}
-	if n.Role == cluster.Head {
-		o.Head = slices.Clone(m.Keys.Head[:])
+	if role == cluster.Head {
+		a.Head = slices.Clone(m.Keys.Head[:])
 	}
-	return o, nil
+	return a
 }
 
 // endsInstall tells whether an image's error will be the same next time.
@@ -293,22 +310,32 @@ func (m *Machines) certificate(w http.ResponseWriter, r *http.Request) (any, err
 	return clone.Enrolled{Node: n.Name, Certificate: der}, nil
 }
 
+// installed finds the node of a node's own certificate, which is worth nothing
+// once it has been given another.
+func (m *Machines) installed(r *http.Request) (cluster.Node, error) {
+	id, crt, err := m.caller(r, false)
+	if err != nil {
+		return cluster.Node{}, err
+	}
+	n, ok := m.Cluster.Node(id.Node)
+	if !ok {
+		return n, problemf(http.StatusForbidden, "", "there is no node %s any more", id.Node)
+	}
+	if n.Key != keyDigest(crt) {
+		return n, problemf(http.StatusForbidden, "", "this certificate of %s is not its latest", id.Node)
+	}
+	return n, nil
+}
+
 // up takes a node's word that it runs from its own disk.
 func (m *Machines) up(w http.ResponseWriter, r *http.Request) (any, error) {
-	id, crt, err := m.caller(r, false)
+	n, err := m.installed(r)
 	if err != nil {
 		return nil, err
 	}
 	var body clone.Up
 	if err := readBody(w, r, maxWord, &body); err != nil {
 		return nil, err
-	}
-	n, ok := m.Cluster.Node(id.Node)
-	if !ok {
-		return nil, problemf(http.StatusForbidden, "", "there is no node %s any more", id.Node)
-	}
-	if n.Key != keyDigest(crt) {
-		return nil, problemf(http.StatusForbidden, "", "this certificate of %s is not its latest", id.Node)
 	}
 	if body.Hostname != n.Name {
 		m.Log.Warn("a node is up by another name", "node", n.Name, "hostname", body.Hostname)

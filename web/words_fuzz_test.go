@@ -39,7 +39,7 @@ func FuzzWords(f *testing.F) {
 	var key store.Key
 	rand.Read(key[:])
 	m := &Machines{
-		Cluster: c, CA: ca, Images: &bench{}, Keys: store.Keys{Cluster: &key}, Log: slog.New(slog.DiscardHandler),
+		Cluster: c, CA: ca, Images: &bench{}, Keys: store.Keys{Cluster: &key}, Log: slog.New(slog.DiscardHandler), Patience: time.Millisecond,
 		Plan: func(t clone.Target, hw clone.Hardware) (*clone.Plan, error) {
 			if len(hw.Disks) == 0 {
 				return nil, errors.New("no disk")
@@ -58,10 +58,10 @@ func FuzzWords(f *testing.F) {
 	csr := newCSR(f)
 	boot := certificate(f, ca, csr, Identity{Boot: true, Node: "node001", Install: id})
 	own := certificate(f, ca, csr, Identity{Node: "node001"})
-	paths := []string{"/v1/enrol", "/v1/orders", "/v1/report", "/v1/certificate", "/v1/up"}
+	paths := []string{"/v1/enrol", "/v1/orders", "/v1/report", "/v1/certificate", "/v1/up", "/v1/task", "/v1/update"}
 	for i, v := range []any{
 		clone.Enrol{Boot: boot1, CSR: csr}, hardware(11), clone.Report{Install: id, Stage: clone.StageApply, Done: 1}, clone.Enrol{CSR: csr},
-		clone.Up{Hostname: "node001", BootID: "b"},
+		clone.Up{Hostname: "node001", BootID: "b"}, clone.Idle{BootID: "b"}, clone.UpdateWord{Report: clone.Report{Install: "U", Stage: clone.StageApply}},
 	} {
 		b, err := json.Marshal(v)
 		if err != nil {

@@ -37,7 +37,7 @@ func TestReporterConfirms(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	r := startReporter(ctx, c, cancel)
+	r := startReporter(ctx, c, "/v1/report", cancel)
 	r.report(clone.Report{Stage: clone.StageTools})
 	r.report(clone.Report{Stage: clone.StagePartition})
 	confirmed := make(chan error, 1)

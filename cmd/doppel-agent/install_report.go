@@ -16,6 +16,7 @@ const reportEvery = 500 * time.Millisecond
 // one stage only the newest word is kept while the head is not asked.
 type reporter struct {
 	head   *head
+	path   string                  // that words go to
 	cancel context.CancelCauseFunc // ends the install when the head refuses its reports
 
 	mu      sync.Mutex
@@ -26,8 +27,8 @@ type reporter struct {
 	printed time.Time
 }
 
-func startReporter(ctx context.Context, h *head, cancel context.CancelCauseFunc) *reporter {
-	r := &reporter{head: h, cancel: cancel, news: make(chan struct{}, 1), ended: make(chan struct{})}
+func startReporter(ctx context.Context, h *head, path string, cancel context.CancelCauseFunc) *reporter {
+	r := &reporter{head: h, path: path, cancel: cancel, news: make(chan struct{}, 1), ended: make(chan struct{})}
 	go r.carry(ctx)
 	return r
 }
@@ -111,7 +112,7 @@ func (r *reporter) carry(ctx context.Context) {
 		r.pending, r.waiting = nil, nil
 		r.mu.Unlock()
 		for i, w := range words {
-			if _, err := r.head.ask(ctx, "/v1/report", w, nil); err != nil {
+			if _, err := r.head.ask(ctx, r.path, w, nil); err != nil {
 				var no *refusal
 				if errors.As(err, &no) {
 					r.cancel(no)

@@ -165,7 +165,7 @@ func (in *installer) orders(ctx context.Context, devices *uevents) (*clone.Order
 
 // install carries the plan out and tells the head.
 func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.PrivateKey) error {
-	manifest, vault, err := openImage(ctx, o)
+	manifest, vault, err := openImage(ctx, &o.Access)
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.Pr
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := startReporter(ctx, in.head, cancel)
+	r := startReporter(ctx, in.head, "/v1/report", cancel)
 	err = clone.Install(ctx, clone.NewLinux(), o.Plan, manifest, vault, clone.InstallOptions{
 		Work: workDir, Agent: agent,
 		Certificate: func(ctx context.Context) (clone.Credentials, error) { return in.certificate(ctx) },
@@ -208,7 +208,7 @@ func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.Pr
 
 // openImage reads the manifest and makes sure that it is the version that was
 // deployed.
-func openImage(ctx context.Context, o *clone.Orders) (*imaging.Manifest, *store.Vault, error) {
+func openImage(ctx context.Context, o *clone.Access) (*imaging.Manifest, *store.Vault, error) {
 	var keys store.Keys
 	for _, k := range []struct {
 		bytes []byte

@@ -199,7 +199,7 @@ func TestReporter(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	r := startReporter(ctx, c, cancel)
+	r := startReporter(ctx, c, "/v1/report", cancel)
 	r.report(clone.Report{Stage: clone.StagePartition})
 	r.report(clone.Report{Stage: clone.StageFormat})
 	for i := range int64(1000) {

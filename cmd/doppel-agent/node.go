@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ const (
 )
 
 // runNode is doppel-agent node, the service on an installed node: it tells the
-// head that the node runs from its own disk.
+// head that the node runs from its own disk, and does what the head asks for.
 func runNode(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("node takes no arguments, got %q", args)
@@ -43,20 +44,31 @@ func runNode(ctx context.Context, args []string) error {
 	if err := notify("READY=1"); err != nil {
 		log.Warn("systemd was not told", "err", err)
 	}
-	n.stayUp(ctx, log)
+	var both sync.WaitGroup
+	both.Go(func() { n.stayUp(ctx, log) })
+	both.Go(func() { n.obey(ctx, log) })
+	both.Wait()
 	return nil
 }
 
 // node is an installed node with its credentials.
 type node struct {
-	config clone.NodeConfig
-	head   *head
-	every  time.Duration
-	up     func(ctx context.Context) (clone.Up, error)
+	dir     string // of what this node knows of itself
+	root    string // of its tree
+	work    string // a directory in memory
+	config  clone.NodeConfig
+	head    *head
+	every   time.Duration
+	up      func(ctx context.Context) (clone.Up, error)
+	machine clone.Machine
+	disk    func() (string, error) // that it runs from
 }
 
 func openNode(dir string, say func(string, ...any)) (*node, error) {
-	n := &node{every: upEvery, up: describeUp}
+	n := &node{
+		dir: dir, root: "/", work: workDir, every: upEvery, up: describeUp, machine: clone.NewLinux(),
+		disk: func() (string, error) { return rootDisk("/", sysfs("/sys")) },
+	}
 	text, err := os.ReadFile(filepath.Join(dir, "node.json"))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: this machine was not installed by doppel", err)
@@ -101,13 +113,7 @@ func (n *node) stayUp(ctx context.Context, log *slog.Logger) {
 			log.Error("the head does not take this node's word", "err", err)
 			last = err.Error()
 		}
-		t := time.NewTimer(n.every)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return
-		}
+		sleep(ctx, n.every)
 	}
 }
 

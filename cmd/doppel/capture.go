@@ -29,6 +29,7 @@ type captureFlags struct {
 	pre, post     string
 	limit         string
 	limitCPU      string
+	unattended    bool // nobody is there to be asked
 }
 
 func newCapture(g *globals) *cobra.Command {

@@ -38,6 +38,7 @@ type configFile struct {
 	Agent struct {
 		Path string `toml:"path"`
 	} `toml:"agent"`
+	Sync []syncFile `toml:"sync"`
 }
 
 // config is the file after everything in it was checked.
@@ -53,6 +54,7 @@ type config struct {
 	TLSPort   uint16
 	IPXE      map[string]string // by platform: bios, uefi-x86_64, uefi-arm64
 	Agent     string            // path of doppel-agent; empty: look for it
+	Syncs     []syncConfig
 }
 
 // loadConfig reads and checks the configuration. All that is wrong is told at
@@ -169,6 +171,7 @@ func (f *configFile) validate() (*config, []string) {
 			c.IPXE[platform] = path
 		}
 	}
+	c.Syncs = checkSyncs(f.Sync, bad)
 	return c, problems
 }
 
@@ -259,6 +262,11 @@ uefi-x86_64 = "/usr/lib/ipxe/snponly.efi"
 
 [agent]
 path = ""                     # of doppel-agent; default: beside doppel, else in PATH
+
+# [[sync]]                    # keeps nodes equal to a head; doppel sync --help shows every key
+# image = "head"
+# source = "root@head"
+# nodes = ["@head"]
 `))
 
 // writeConfig writes a first configuration for a segment.

@@ -37,14 +37,23 @@ The disk is the one that --disk names (a path, a link below /dev/disk, a serial
 number), else the machine's only fixed disk that is large enough; a machine with
 several is not touched, and status lists them.
 
+With --in-place nothing is erased: nodes that run are made equal to the image as
+they run, but for their identity (name, addresses, host keys, logs). Files are
+replaced whole, what the image lacks is removed last, and a new kernel is in the
+boot menu before an old one goes. An earlier version brings a node back to it.
+
 With --watch the exit code is 0 when all nodes are up from their own disks, 1 if
 none is, 3 if some are not.`,
 		Example: `  doppel deploy node001 --image head@latest --watch
-  doppel deploy @compute --image head@3 --dry-run`,
+  doppel deploy @compute --image head@3 --dry-run
+  doppel deploy standby --image head@6 --in-place --watch`,
 		Args:              someArgs("NODES"),
 		ValidArgsFunction: complete(true, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if !slices.Contains(afters, req.After) {
+			if req.InPlace && !cmd.Flags().Changed("after") {
+				req.After = ""
+			}
+			if req.After != "" && !slices.Contains(afters, req.After) {
 				return usagef("give "+strings.Join(afters, ", "), "--after: %q is not something to do after an install", req.After)
 			}
 			req.Nodes = args
@@ -55,6 +64,9 @@ none is, 3 if some are not.`,
 	f.StringVar(&req.Image, "image", "", "image `REF` (default: the node's own)")
 	f.StringVar(&req.Disk, "disk", "", "the `disk` to erase")
 	f.StringVar(&req.After, "after", "reboot", "what the machine `does` when it is installed: "+strings.Join(afters, ", "))
+	f.BoolVar(&req.InPlace, "in-place", false, "erase nothing: make nodes that run equal to the image")
+	f.BoolVar(&req.Full, "full", false, "with --in-place: compare by content, instead of trusting size and time")
+	f.BoolVar(&req.Force, "force", false, "with --in-place: though the image is of another distribution than the node")
 	f.BoolVar(&req.DryRun, "dry-run", false, "only show what would be erased")
 	f.BoolVar(&watch, "watch", false, "follow the installs to their end")
 	f.BoolVar(&yes, "yes", false, "do not ask")
@@ -90,7 +102,11 @@ func runDeploy(ctx context.Context, g *globals, req web.Deploy, watch, yes bool,
 		if g.json {
 			return printDeployments(out, g, armed)
 		}
-		_, err := fmt.Fprintf(out, "armed; each installs when it next boots from the network\n")
+		said := "armed; each installs when it next boots from the network"
+		if req.InPlace {
+			said = "ordered; each begins as soon as it is heard from, and doppel status shows how far it is"
+		}
+		_, err := fmt.Fprintln(out, said)
 		return err
 	}
 	return watchInstalls(ctx, g, client, armed, out)
@@ -101,6 +117,12 @@ func eraseQuestion(list []web.Deployment) string {
 	var names []string
 	for _, d := range list {
 		names = append(names, d.Node)
+	}
+	if len(list) > 0 && len(list[0].Paths) > 0 {
+		return fmt.Sprintf("undo what was changed on %s at %s?", strings.Join(names, ", "), printable(strings.Join(list[0].Paths, ", ")))
+	}
+	if len(list) > 0 && list[0].InPlace {
+		return fmt.Sprintf("make %s equal to %s as they run?", strings.Join(names, ", "), list[0].Image)
 	}
 	return fmt.Sprintf("erase and install %s?", strings.Join(names, ", "))
 }
@@ -122,13 +144,14 @@ func printDeployments(w io.Writer, g *globals, list []web.Deployment) error {
 
 // watch follows installs.
 type watch struct {
-	out   io.Writer
-	json  bool
-	ids   map[string]string // install by node
-	after map[string]string
-	last  map[string]string // what was said of a node
-	pace  map[string]*pace
-	ended map[string]bool // how each node's install ended: well or not
+	out     io.Writer
+	json    bool
+	inPlace bool              // updates, not installs
+	ids     map[string]string // install or update by node
+	after   map[string]string
+	last    map[string]string // what was said of a node
+	pace    map[string]*pace
+	ended   map[string]bool // how each node's install ended: well or not
 }
 
 // watchInstalls follows the installs until each node is up from its own disk,
@@ -138,6 +161,7 @@ func watchInstalls(ctx context.Context, g *globals, client *web.Client, armed []
 	var names []string
 	for _, d := range armed {
 		names = append(names, d.Node)
+		w.inPlace = d.InPlace
 		w.ids[d.Node], w.after[d.Node] = d.Install, d.After
 		w.pace[d.Node] = newPace(plainEvery)
 	}
@@ -185,12 +209,19 @@ func (w *watch) node(n cluster.Node) error {
 	if _, done := w.ended[n.Name]; done {
 		return nil
 	}
-	text, ended, good := w.judge(n)
+	judge := w.judge
+	if w.inPlace {
+		judge = w.judgeUpdate
+	}
+	text, ended, good := judge(n)
 	if ended {
 		w.ended[n.Name] = good
 	}
 	install := cluster.Install{}
-	if n.Install != nil {
+	switch {
+	case w.inPlace && n.Update != nil:
+		install = cluster.Install{Stage: n.Update.Stage, Detail: n.Update.Detail, Done: n.Update.Done, Total: n.Update.Total}
+	case !w.inPlace && n.Install != nil:
 		install = *n.Install
 	}
 	key := string(n.State) + install.Stage + fmt.Sprint(ended)
@@ -224,18 +255,35 @@ func (w *watch) judge(n cluster.Node) (text string, ended, good bool) {
 	case n.State == cluster.Armed:
 		return "waits for the machine to boot from the network", false, false
 	case n.State == cluster.Installing:
-		return stageText(n.Install), false, false
+		return stageText(n.Install.Stage, n.Install.Detail, n.Install.Done, n.Install.Total), false, false
 	}
 	return "was disarmed", true, false
+}
+
+// judgeUpdate says how a node's update stands, and whether and how it has ended.
+func (w *watch) judgeUpdate(n cluster.Node) (text string, ended, good bool) {
+	u := n.Update
+	switch {
+	case u == nil || u.ID != w.ids[n.Name]:
+		return "was ordered something else meanwhile", true, false
+	case u.Failed != "":
+		return printable(u.Failed), true, false
+	case !u.Pending():
+		return "runs " + u.Image + ": " + u.Result, true, true
+	case u.Begun.IsZero():
+		return "waits to be heard from", false, false
+	}
+	return stageText(u.Stage, u.Detail, u.Done, u.Total), false, false
 }
 
 func newDisarm(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:   "disarm NODES",
-		Short: "Take back the permission to install",
-		Long: `Disarm takes back what doppel deploy permitted. A machine that is writing its
-disk at that moment stops at its next report, and its disk is of no use until
-it is deployed again.`,
+		Short: "Take back the permission to install, or the order to update",
+		Long: `Disarm takes back what doppel deploy permitted or ordered. A machine that is
+writing its disk at that moment stops at its next report, and its disk is of no
+use until it is deployed again; one that is updated in place stays part old and
+part new until it is.`,
 		Example:           "  doppel disarm node001",
 		Args:              someArgs("NODES"),
 		ValidArgsFunction: complete(true, g.completeNode),
@@ -260,15 +308,23 @@ func nodeUsing(ctx context.Context, g *globals, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return userOf(nodes, ref), nil
+}
+
+// userOf names one of the nodes that runs or is to get a version, and says how
+// it uses it; empty: none does.
+func userOf(nodes []cluster.Node, ref string) string {
 	for _, n := range nodes {
 		switch {
 		case n.Runs == ref:
-			return fmt.Sprintf("%s runs %s", n.Name, ref), nil
+			return fmt.Sprintf("%s runs %s", n.Name, ref)
 		case n.Install != nil && n.Install.Image == ref && (n.State == cluster.Armed || n.State == cluster.Installing):
-			return fmt.Sprintf("%s is to get %s", n.Name, ref), nil
+			return fmt.Sprintf("%s is to get %s", n.Name, ref)
+		case n.Update.Pending() && n.Update.Image == ref:
+			return fmt.Sprintf("%s is becoming %s", n.Name, ref)
 		}
 	}
-	return "", nil
+	return ""
 }
 
 // nodesOnDisk reads the inventory of a state that no daemon owns.

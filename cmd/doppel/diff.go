@@ -127,11 +127,11 @@ code 4 if anything else differs.`,
 					return r.Words, ok
 				}
 			}
-			report, err := resync.Drift(cmd.Context(), m, args[1], allowed)
+			report, err := resync.Drift(cmd.Context(), m, args[1], allowed, imaging.CompareOptions{})
 			if err != nil {
 				return err
 			}
-			return printCompare(cmd.OutOrStdout(), g, v, report)
+			return printCompare(cmd.OutOrStdout(), g, v.Ref(), report)
 		},
 	}
 	c.Flags().StringVar(&role, "role", "", "DIR is the disk of a node with this `role`: compute or head")
@@ -139,7 +139,7 @@ code 4 if anything else differs.`,
 	return c
 }
 
-func printCompare(w io.Writer, g *globals, v imaging.Version, r resync.Report) error {
+func printCompare(w io.Writer, g *globals, ref string, r resync.Report) error {
 	if g.json {
 		if err := printJSON(w, r); err != nil {
 			return err
@@ -155,7 +155,7 @@ func printCompare(w io.Writer, g *globals, v imaging.Version, r resync.Report) e
 		for _, d := range r.Differences {
 			fmt.Fprintf(w, "DIFFERS  %s\n", printable(d.String()))
 		}
-		fmt.Fprintf(w, "%s: %d entries compared, %d differences that may be, %d that may not\n", v.Ref(), r.Entries, len(r.Allowed), len(r.Differences))
+		fmt.Fprintf(w, "%s: %d entries compared, %d differences that may be, %d that may not\n", ref, r.Entries, len(r.Allowed), len(r.Differences))
 	}
 	if !r.Equal() {
 		return codeError(exitFound)

@@ -52,7 +52,10 @@ func reach(ctx context.Context, o *captureFlags, name string) (*host, error) {
 	if o.key != "" {
 		keys = []string{o.key}
 	}
-	prompt := prompter(ctx)
+	var prompt func(string, bool) (string, error)
+	if !o.unattended {
+		prompt = prompter(ctx)
+	}
 	conn, err := remote.Dial(ctx, target, remote.Options{
 		Home: home, Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompt, Log: newLog(os.Stderr),
 	})

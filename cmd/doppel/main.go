@@ -102,7 +102,7 @@ from the network.`,
 	}
 	for _, c := range []*cobra.Command{
 		newInit(g), newPreflight(g), newServe(g), newNode(g), newCollect(g), newAssign(g), newUnassign(g),
-		newDeploy(g), newDisarm(g), newStatus(g), newEvents(g),
+		newDeploy(g), newDisarm(g), newSync(g), newStatus(g), newEvents(g),
 	} {
 		c.GroupID = "cluster"
 		root.AddCommand(c)

@@ -197,7 +197,13 @@ func nodeNote(n cluster.Node) string {
 	case n.State == cluster.Failed:
 		return printable(n.Reason)
 	case n.State == cluster.Installing && n.Install != nil:
-		return stageText(n.Install)
+		return stageText(n.Install.Stage, n.Install.Detail, n.Install.Done, n.Install.Total)
+	case n.Update.Pending() && n.Update.Begun.IsZero():
+		return "to become " + n.Update.Image + " in place, when it is heard from"
+	case n.Update.Pending():
+		return "becomes " + n.Update.Image + " in place: " + stageText(n.Update.Stage, n.Update.Detail, n.Update.Done, n.Update.Total)
+	case n.Update != nil && n.Update.Failed != "":
+		return "did not become " + n.Update.Image + ": " + printable(n.Update.Failed)
 	case n.State == cluster.Armed && n.Install != nil:
 		return "for " + n.Install.Image + "; waits for the machine to boot from the network"
 	case n.State == cluster.Installed && !n.LastUp.IsZero():
@@ -206,16 +212,15 @@ func nodeNote(n cluster.Node) string {
 	return ""
 }
 
-// stageText is how far an install is.
-func stageText(i *cluster.Install) string {
-	s := i.Stage
-	if i.Total > 0 {
-		s += fmt.Sprintf(" %s of %s", bytesText(i.Done), bytesText(i.Total))
+// stageText is how far an install or an update is.
+func stageText(stage, detail string, done, total int64) string {
+	if total > 0 {
+		stage += fmt.Sprintf(" %s of %s", bytesText(done), bytesText(total))
 	}
-	if i.Detail != "" {
-		s += " " + printable(i.Detail)
+	if detail != "" {
+		stage += " " + printable(detail)
 	}
-	return s
+	return stage
 }
 
 func newNodeLs(g *globals) *cobra.Command {

@@ -209,7 +209,7 @@ func installing(ctx context.Context, g *globals) (string, error) {
 	}
 	var names []string
 	for _, n := range nodes {
-		if n.State == cluster.Armed || n.State == cluster.Installing {
+		if n.State == cluster.Armed || n.State == cluster.Installing || n.Update.Pending() && !n.Update.Begun.IsZero() {
 			names = append(names, n.Name)
 		}
 	}
@@ -217,9 +217,9 @@ func installing(ctx context.Context, g *globals) (string, error) {
 	case len(names) == 0:
 		return "", nil
 	case len(names) > 3:
-		return fmt.Sprintf("%d nodes that are or are to be installed", len(names)), nil
+		return fmt.Sprintf("%d nodes that are or are to be installed, or are updated", len(names)), nil
 	}
-	return strings.Join(names, ", ") + ", which is or is to be installed", nil
+	return strings.Join(names, ", ") + ", which is or is to be installed, or is updated", nil
 }
 
 // completeImage completes names of images.

@@ -64,6 +64,7 @@ type daemon struct {
 	ca      *web.CA
 	loaders pxe.Loaders
 	agent   string
+	syncer  *syncer
 }
 
 // runServe opens everything before it serves anything, and serves until ctx
@@ -196,7 +197,7 @@ func named(server string, err error) error {
 }
 
 // doors are the HTTP servers.
-func (d *daemon) doors(s *sockets) []web.Door {
+func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 	boot := &pxe.Handler{
 		State:      d.cluster,
 		Installers: &installers{catalog: d.catalog, agent: d.agent, ca: d.ca.PEM(), dir: d.bootCache()},
@@ -206,8 +207,12 @@ func (d *daemon) doors(s *sockets) []web.Door {
 		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: d.keys,
 		Server: fmt.Sprintf("https://%s", d.tlsAddr()), Blobs: fmt.Sprintf("http://%s/store", d.httpAddr()),
 		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
+		Ending: ctx.Done(), Update: d.syncer.policy,
 	}
-	admin := &web.Admin{Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	admin := &web.Admin{Drifts: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	if len(d.syncer.syncs) > 0 {
+		admin.Sync = d.syncer
+	}
 	return []web.Door{
 		{Name: "http", Listener: s.plain, Handler: web.Plain(store.Handler(d.store), boot)},
 		{Name: "tls", Listener: s.secure, Handler: machines.Handler(), TLS: d.ca.TLS()},
@@ -218,7 +223,9 @@ func (d *daemon) doors(s *sockets) []web.Door {
 // serve starts everything on open sockets, which it closes when ctx ends.
 func (d *daemon) serve(ctx context.Context, group *errgroup.Group, s *sockets) {
 	d.serveBoot(ctx, group, s)
-	group.Go(func() error { return web.Serve(ctx, d.log, d.doors(s)...) })
+	d.syncer = newSyncer(d)
+	group.Go(func() error { return web.Serve(ctx, d.log, d.doors(ctx, s)...) })
+	d.syncer.run(ctx, group)
 }
 
 func (d *daemon) bootCache() string { return filepath.Join(d.g.state, "cache", "boot") }

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"doppel/clone"
+)
+
+// updatePatience is how long a node that is refused its work waits before it
+// asks again.
+const updatePatience = time.Minute
+
+// idlePause is how long a node leaves the head alone that had nothing to do.
+const idlePause = time.Second
+
+// obey does what the head asks for, until ctx is done.
+func (n *node) obey(ctx context.Context, log *slog.Logger) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		log.Warn("this boot has no id", "err", err)
+	}
+	for ctx.Err() == nil {
+		var t clone.Task
+		_, err := n.head.ask(ctx, "/v1/task", clone.Idle{BootID: strings.TrimSpace(string(boot))}, &t)
+		var no *refusal
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.As(err, &no):
+			log.Error("the head has no work for this node", "err", err)
+			sleep(ctx, updatePatience)
+		case t.Update != nil:
+			n.carryOut(ctx, log, t.Update)
+		case t.Drift != nil:
+			n.answerDrift(ctx, log, t.Drift)
+		default:
+			sleep(ctx, idlePause) // the head has let this node wait already
+		}
+	}
+}
+
+// sleep waits, or until ctx is done.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// carryOut updates this node and tells the head how that ended. An update that
+// is interrupted is not at its end: the head gives it again.
+func (n *node) carryOut(ctx context.Context, log *slog.Logger, o *clone.UpdateOrders) {
+	log.Info("updating", "to", o.Image)
+	result, err := n.update(ctx, log, o)
+	var no *refusal
+	switch {
+	case ctx.Err() != nil:
+		return
+	case errors.As(err, &no):
+		log.Warn("the update was stopped by the head", "to", o.Image, "err", err)
+		return
+	case err != nil:
+		log.Error("the update failed", "to", o.Image, "err", err)
+	default:
+		log.Info("updated", "to", o.Image, "seconds", result.Seconds)
+	}
+	word := clone.UpdateWord{Report: clone.Report{Install: o.ID, Stage: clone.StageFinish}, Result: result}
+	if err != nil {
+		word.Stage, word.Detail = clone.StageFailed, err.Error()
+	}
+	if _, err := n.head.ask(ctx, "/v1/update", word, nil); err != nil && ctx.Err() == nil {
+		log.Warn("the head does not want to know how the update ended", "err", err)
+	}
+}
+
+// update makes this node what the orders say.
+func (n *node) update(ctx context.Context, log *slog.Logger, o *clone.UpdateOrders) (*clone.UpdateReport, error) {
+	plan, disk, err := n.installed()
+	if err != nil {
+		return nil, err
+	}
+	manifest, vault, err := openImage(ctx, &o.Access)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(n.work, 0o700); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r := startReporter(ctx, n.head, "/v1/update", cancel)
+	result, err := clone.Update(ctx, n.machine, plan, manifest, vault, clone.UpdateOptions{
+		Root: n.root, Work: n.work, Disk: disk, Orders: *o, Report: r.report, Log: log,
+	})
+	cause := context.Cause(ctx)
+	cancel(nil)
+	<-r.ended
+	var no *refusal
+	if errors.As(cause, &no) {
+		return result, no
+	}
+	return result, err
+}
+
+// installed reads what this node was installed as, and finds its disk.
+func (n *node) installed() (plan *clone.Plan, disk string, err error) {
+	name := filepath.Join(n.dir, "plan.json")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, "", fmt.Errorf("reading what this node was installed as: %w; install it anew with doppel deploy", err)
+	}
+	if plan, err = clone.DecodePlan(text); err != nil {
+		return nil, "", fmt.Errorf("%s: %w; install this node anew with doppel deploy", name, err)
+	}
+	if disk, err = n.disk(); err != nil {
+		return nil, "", err
+	}
+	return plan, disk, nil
+}

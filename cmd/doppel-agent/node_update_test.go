@@ -1,0 +1,288 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"doppel/clone"
+	"doppel/imaging"
+	"doppel/imaging/store"
+)
+
+// imageOf captures a tree of files and gives what a node needs to read it.
+func imageOf(t *testing.T, files map[string]string) clone.Access {
+	t.Helper()
+	dir, state := t.TempDir(), t.TempDir()
+	plant(t, dir, files)
+	catalog, err := imaging.OpenCatalog(state, imaging.CatalogOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := catalog.Create(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	src := imaging.NewLocal(dir)
+	report, err := imaging.Capture(t.Context(), catalog, src, imaging.CaptureOptions{Name: "head", Root: dir})
+	if err != nil || src.Close() != nil {
+		t.Fatal(err)
+	}
+	v, err := catalog.Resolve(t.Context(), report.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := catalog.Manifest(t.Context(), v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault, err := catalog.Vault(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refs []store.Ref
+	for _, e := range m.List.All() {
+		for _, c := range e.Chunks {
+			refs = append(refs, store.Ref{Audience: e.Class.Audience(), ID: c.ID})
+		}
+	}
+	packs, err := vault.PacksOf(refs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := catalog.Store()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := catalog.Keys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(store.Handler(st))
+	t.Cleanup(s.Close)
+	return clone.Access{Manifest: v.Blob, Digest: report.Digest, Packs: packs, Store: s.URL, Cluster: keys.Cluster[:], Head: keys.Head[:]}
+}
+
+func plant(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	for name, text := range files {
+		at := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// headFiles are what an image needs to be taken for one that starts a machine.
+func headFiles(more map[string]string) map[string]string {
+	files := map[string]string{
+		"boot/vmlinuz-6.1.0-1-amd64": "kernel", "boot/initrd.img-6.1.0-1-amd64": "initramfs", "usr/lib/modules/6.1.0-1-amd64/modules.dep": "",
+		"usr/sbin/grub-install": "#!", "usr/sbin/grub-mkconfig": "#!", "usr/lib/grub/i386-pc/kernel.img": "", "usr/lib/grub/i386-pc/moddep.lst": "",
+		"usr/lib/grub/i386-pc/normal.mod": "", "usr/lib/grub/i386-pc/boot.img": "", "etc/os-release": "ID=debian\n", "etc/hosts": "127.0.0.1 localhost\n",
+	}
+	for name, text := range more {
+		files[name] = text
+	}
+	return files
+}
+
+// testNode is a node in a directory, whose head gives it the tasks.
+type testNode struct {
+	*node
+	*testHead
+	mu    sync.Mutex
+	tasks []*clone.UpdateOrders
+	words chan clone.UpdateWord
+	// refuse has the head refuse words from this stage on.
+	refuse clone.Stage
+}
+
+func newTestNode(t *testing.T) *testNode {
+	t.Helper()
+	h := newTestHead(t, "127.0.0.1")
+	hd, err := newHead(h.URL, h.ca, time.Now, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &testNode{testHead: h, words: make(chan clone.UpdateWord, 1000)}
+	n.node = &node{
+		dir: t.TempDir(), root: t.TempDir(), work: t.TempDir(), head: hd, machine: &clone.Recorder{Out: io.Discard, Ran: func(c clone.Command) error {
+			if filepath.Base(c.Args[0]) != "grub-mkconfig" {
+				return nil
+			}
+			return os.WriteFile(filepath.Join(c.Root, "boot/grub/grub.cfg"), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
+		}},
+		disk: func() (string, error) { return "/dev/vda", nil },
+	}
+	plan := &clone.Plan{
+		ID: "I", Node: "node001", Role: "head", Firmware: clone.BIOS, Arch: "", Addr: netip.MustParsePrefix("10.77.0.11/24"),
+		Partitions: []clone.Partition{{Number: 1, GUID: "G", FS: &imaging.FileSystem{Type: "ext4", UUID: "1111-11", Mount: "/"}}},
+	}
+	text, err := clone.EncodePlan(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plant(t, n.dir, map[string]string{"plan.json": string(text)})
+	plant(t, n.root, headFiles(map[string]string{"etc/hostname": "node001\n", "srv/old": "old", "boot/grub/grubenv": ""}))
+	h.do = func(w http.ResponseWriter, r *http.Request) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		switch r.URL.Path {
+		case "/v1/task":
+			if len(n.tasks) == 0 {
+				w.WriteHeader(http.StatusNoContent)
+				return
+			}
+			json.NewEncoder(w).Encode(clone.Task{Update: n.tasks[0]})
+		case "/v1/update":
+			var word clone.UpdateWord
+			if err := json.NewDecoder(r.Body).Decode(&word); err != nil {
+				t.Error(err)
+			}
+			if n.refuse != "" && word.Stage == n.refuse {
+				n.tasks = nil
+				w.WriteHeader(http.StatusForbidden)
+				io.WriteString(w, `{"error":"this update was taken back"}`)
+			} else if word.Stage == clone.StageFinish || word.Stage == clone.StageFailed {
+				n.tasks = nil
+			}
+			n.words <- word
+		}
+	}
+	return n
+}
+
+// obeying lets the node work until the test ends or stop is called.
+func (n *testNode) obeying(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { n.obey(ctx, slog.New(slog.DiscardHandler)) })
+	stop = func() { cancel(); wg.Wait() }
+	t.Cleanup(stop)
+	return stop
+}
+
+func (n *testNode) last(t *testing.T) clone.UpdateWord {
+	t.Helper()
+	for w := range n.words {
+		if w.Stage == clone.StageFinish || w.Stage == clone.StageFailed {
+			return w
+		}
+	}
+	return clone.UpdateWord{}
+}
+
+func (n *testNode) order(o *clone.UpdateOrders) {
+	n.mu.Lock()
+	n.tasks = append(n.tasks, o)
+	n.mu.Unlock()
+}
+
+func TestNodeUpdates(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test makes owners: run it as root")
+	}
+	n := newTestNode(t)
+	access := imageOf(t, headFiles(map[string]string{"etc/hostname": "head\n", "etc/motd": "welcome\n", "etc/hosts": "127.0.0.1 localhost\n10.77.0.9 other\n"}))
+	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
+	n.obeying(t)
+	w := n.last(t)
+	if w.Stage != clone.StageFinish || w.Install != "U1" || w.Result == nil || w.Result.Apply.Written == 0 || w.Result.Apply.Deleted == 0 {
+		t.Fatalf("%+v %+v", w, w.Result)
+	}
+	for name, want := range map[string]string{"etc/hostname": "node001\n", "etc/motd": "welcome\n", "srv/old": ""} {
+		b, err := os.ReadFile(filepath.Join(n.root, name))
+		if string(b) != want || err != nil && want != "" {
+			t.Errorf("%s is %q, %v", name, b, err)
+		}
+	}
+	if b, _ := os.ReadFile(filepath.Join(n.root, "etc/hosts")); !strings.Contains(string(b), "10.77.0.9 other") || !strings.Contains(string(b), "10.77.0.11\tnode001") {
+		t.Errorf("/etc/hosts is %q", b)
+	}
+
+	// What cannot be is told, and nothing is touched.
+	wrong := access
+	wrong.Digest = "sha256:0000"
+	n.order(&clone.UpdateOrders{ID: "U2", Image: "head@3", Access: wrong})
+	if w := n.last(t); w.Stage != clone.StageFailed || w.Install != "U2" || !strings.Contains(w.Detail, "was deployed") {
+		t.Errorf("%+v", w)
+	}
+	if err := os.Remove(filepath.Join(n.dir, "plan.json")); err != nil {
+		t.Fatal(err)
+	}
+	n.order(&clone.UpdateOrders{ID: "U3", Image: "head@2", Access: access})
+	if w := n.last(t); w.Stage != clone.StageFailed || !strings.Contains(w.Detail, "install it anew") {
+		t.Errorf("%+v", w)
+	}
+}
+
+// An update that the head takes back stops, and the node asks for other work.
+func TestNodeUpdateTakenBack(t *testing.T) {
+	n := newTestNode(t)
+	n.refuse = clone.StageApply
+	access := imageOf(t, headFiles(map[string]string{"etc/motd": "welcome\n"}))
+	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
+	n.obeying(t)
+	for w := range n.words {
+		if w.Stage == clone.StageApply {
+			break
+		}
+	}
+	n.mu.Lock()
+	n.refuse = ""
+	n.mu.Unlock()
+	n.order(&clone.UpdateOrders{ID: "U2", Image: "head@2", Access: access})
+	if w := n.last(t); w.Stage != clone.StageFinish || w.Install != "U2" {
+		t.Errorf("%+v", w)
+	}
+}
+
+// A node that is asked says in what it differs, its identity apart.
+func TestNodeDrift(t *testing.T) {
+	n := newTestNode(t)
+	access := imageOf(t, headFiles(map[string]string{"etc/hostname": "head\n", "etc/motd": "welcome\n", "srv/kept": "the image's"}))
+	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
+	stop := n.obeying(t)
+	if w := n.last(t); w.Stage != clone.StageFinish {
+		t.Fatalf("%+v", w)
+	}
+	stop()
+	plant(t, n.root, map[string]string{"etc/motd": "WELCOME\n", "opt/extra": "by hand", "srv/kept": "the node's", "etc/hostname": "node001\n"})
+	drift := func(full bool) []string {
+		t.Helper()
+		r, err := n.drift(t.Context(), &clone.DriftOrders{Image: "head@2", Full: full, Keep: []string{"srv/**"}, Access: access})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, d := range r.Differences {
+			out = append(out, string(d.Kind)+" "+d.Path)
+		}
+		return out
+	}
+	want := []string{"content etc/motd", "mtime etc/motd", "extra opt", "extra opt/extra"}
+	for _, full := range []bool{false, true} {
+		have := drift(full)
+		for _, w := range want {
+			if !slices.Contains(have, w) {
+				t.Errorf("full %v: %q is not among %q", full, w, have)
+			}
+		}
+		for _, h := range have {
+			if strings.Contains(h, "hostname") || strings.Contains(h, "srv/") {
+				t.Errorf("full %v: %s", full, h)
+			}
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"doppel/cluster"
+	"doppel/imaging"
+	"doppel/imaging/remote"
+	resync "doppel/sync"
+)
+
+// syncFile is a [[sync]] of the configuration as it is written.
+type syncFile struct {
+	Image     string   `toml:"image"`
+	Source    string   `toml:"source"`
+	Root      string   `toml:"root"`
+	Nodes     []string `toml:"nodes"`
+	Interval  string   `toml:"interval"`
+	Jitter    string   `toml:"jitter"`
+	Windows   []string `toml:"windows"`
+	FullEvery string   `toml:"full_every"`
+
+	Identity   string   `toml:"identity"`
+	KnownHosts string   `toml:"known_hosts"`
+	Sudo       bool     `toml:"sudo"`
+	Exclude    []string `toml:"exclude"`
+	Limit      string   `toml:"limit"`
+	LimitCPU   string   `toml:"limit_cpu"`
+	Pre        string   `toml:"pre_capture"`
+	Post       string   `toml:"post_capture"`
+
+	Keep           []string `toml:"keep"`
+	PreUpdate      string   `toml:"pre_update"`
+	PostUpdate     string   `toml:"post_update"`
+	MaxUnavailable int      `toml:"max_unavailable"`
+
+	KeepLast    int `toml:"keep_last"`
+	KeepHourly  int `toml:"keep_hourly"`
+	KeepDaily   int `toml:"keep_daily"`
+	KeepWeekly  int `toml:"keep_weekly"`
+	KeepMonthly int `toml:"keep_monthly"`
+}
+
+// syncConfig is a [[sync]] after everything in it was checked.
+type syncConfig struct {
+	Image     string
+	Source    string // empty: nothing is captured, nodes follow what is there
+	Nodes     []string
+	Schedule  resync.Schedule
+	FullEvery time.Duration
+	Capture   captureFlags
+	Keep      []string // patterns as in clone.Rule
+	Pre, Post string   // on nodes
+	AtOnce    int
+	Retain    imaging.Policy // zero: all versions stay
+}
+
+// syncHelp shows every key.
+const syncHelp = `A [[sync]] of the configuration keeps nodes equal to a head, or to another
+machine whose image they run:
+
+  [[sync]]
+  image = "head"                  # the source is captured as this image
+  source = "root@head"            # as in doppel capture; "local": this machine; left out: nodes follow what is captured by hand
+  root = "/"                      # the directory of it to capture
+  nodes = ["@head"]               # who follows
+  interval = "15m"                # from the beginning of one round to that of the next
+  jitter = "1m"                   # at most so much later
+  windows = ["Mon-Fri 20:00-06:00", "Sat,Sun"]  # when rounds may begin; left out: at any time
+  full_every = "168h"             # once in so long the source is read anew, and nodes are compared by content
+  identity = "/root/.ssh/id_ed25519"            # these are as in doppel capture:
+  known_hosts = "/root/.ssh/known_hosts"
+  sudo = false
+  exclude = ["scratch/*"]
+  limit = "20M"
+  limit_cpu = "50%"
+  pre_capture = "…"               # on the source; when it fails, there is no round
+  post_capture = "…"
+  keep = ["srv/own/**"]           # what nodes keep as they are
+  pre_update = "…"                # on the node; when it fails, nothing is touched
+  post_update = "…"
+  max_unavailable = 1             # nodes that are updated at once; 0: all
+  keep_last = 24                  # versions; as in doppel image prune
+  keep_hourly = 24
+  keep_daily = 7
+  keep_weekly = 4`
+
+// checkSyncs checks every value, and names each by its place.
+func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncConfig {
+	var out []syncConfig
+	seen := map[string]bool{}
+	for i := range files {
+		f := &files[i]
+		at := func(key string) string { return fmt.Sprintf("sync %d, %s", i+1, key) }
+		c := syncConfig{
+			Image: f.Image, Source: f.Source, Nodes: f.Nodes, Pre: f.PreUpdate, Post: f.PostUpdate, Keep: f.Keep, AtOnce: f.MaxUnavailable,
+			Retain: imaging.Policy{Last: f.KeepLast, Hourly: f.KeepHourly, Daily: f.KeepDaily, Weekly: f.KeepWeekly, Monthly: f.KeepMonthly},
+			Capture: captureFlags{
+				name: f.Image, root: cmp.Or(f.Root, "/"), key: f.Identity, knownHosts: f.KnownHosts, sudo: f.Sudo, exclude: f.Exclude,
+				limit: f.Limit, limitCPU: f.LimitCPU, pre: f.Pre, post: f.Post, unattended: true,
+			},
+		}
+		if err := imaging.CheckName(f.Image); err != nil {
+			bad("%s: %v", at("image"), err)
+		} else if seen[f.Image] {
+			bad("%s: there is another sync of %s", at("image"), f.Image)
+		}
+		seen[f.Image] = true
+		checkSource(f, &c, at, bad)
+		for _, expression := range f.Nodes {
+			if _, err := cluster.Select(nil, expression); err != nil && !isUnknown(err) {
+				bad("%s: %v", at("nodes"), err)
+			}
+		}
+		if len(f.Nodes) == 0 && f.Source == "" {
+			bad("%s: there is neither a source nor a node: it would do nothing", at("nodes"))
+		}
+		for _, p := range f.Keep {
+			if strings.HasPrefix(p, "/") || path.Clean(p) != p || p == "." {
+				bad("%s: %q is not a path from the root, as in srv/own/**", at("keep"), p)
+			} else if _, err := path.Match(strings.TrimSuffix(p, "/**"), ""); err != nil {
+				bad("%s: %q is no pattern", at("keep"), p)
+			}
+		}
+		if f.MaxUnavailable < 0 {
+			bad("%s: %d nodes cannot be updated at once", at("max_unavailable"), f.MaxUnavailable)
+		}
+		for key, n := range map[string]int{"last": f.KeepLast, "hourly": f.KeepHourly, "daily": f.KeepDaily, "weekly": f.KeepWeekly, "monthly": f.KeepMonthly} {
+			if n < 0 {
+				bad("%s: %d versions cannot be kept", at("keep_"+key), n)
+			}
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// checkSource checks where and when is captured.
+func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(format string, args ...any)) {
+	length := func(key, s string, or, least time.Duration) time.Duration {
+		if s == "" {
+			return or
+		}
+		d, err := time.ParseDuration(s)
+		if err != nil || d < least {
+			bad("%s: %q is not a duration of %s or more, as 15m", at(key), s, least)
+			return or
+		}
+		return d
+	}
+	c.Schedule.Every = length("interval", f.Interval, 15*time.Minute, time.Second)
+	c.Schedule.Jitter = length("jitter", f.Jitter, 0, 0)
+	c.FullEvery = length("full_every", f.FullEvery, 7*24*time.Hour, time.Minute)
+	for _, s := range f.Windows {
+		w, err := resync.ParseWindow(s)
+		if err != nil {
+			bad("%s: %v", at("windows"), err)
+		}
+		c.Schedule.Windows = append(c.Schedule.Windows, w)
+	}
+	if f.Source == "" {
+		return
+	}
+	if f.Source != local {
+		if _, err := remote.ParseTarget(f.Source); err != nil {
+			bad("%s: %v; name the host as [USER@]HOST[:PORT], or local for this machine", at("source"), err)
+		}
+	}
+	if err := c.Capture.check(f.Source); err != nil {
+		bad("%s: %v", at("source"), err)
+	}
+}
+
+// isUnknown tells whether an error only says that something named is not there.
+func isUnknown(err error) bool {
+	r, ok := errors.AsType[*cluster.RefusedError](err)
+	return ok && r.Unknown
+}

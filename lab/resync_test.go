@@ -1,0 +1,166 @@
+package lab
+
+import (
+	_ "embed"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+//go:embed testdata/change-head.sh
+var changeHeadScript string
+
+const standbyAddr = "10.77.0.12"
+
+// TestResync installs a standby head by PXE, changes the primary (kernel,
+// packages, users, a large file, deletions, a renamed tree), and has the
+// standby follow while it runs: it then is the primary but for its identity,
+// starts with the new kernel, and comes back to the version before when it is
+// told to.
+func TestResync(t *testing.T) {
+	b := newBenchWith(t, 25*time.Minute, `
+[[sync]]
+image = "head"
+source = "root@head"
+nodes = ["@head"]
+interval = "6h"
+keep = ["srv/own/**"]
+`)
+	head := func(line string) {
+		t.Helper()
+		if out, err := exec.CommandContext(b.ctx, "sh", "-euc", line, "sh", b.Head.Tree).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", line, err, out)
+		}
+	}
+	m, err := b.Machine(b.ctx, MachineOptions{Name: "standby", Firmware: BIOS})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Start(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.doppel("collect", "--for", "15m", "--count", "1")
+	b.doppel("node", "add", "standby", "--ip", standbyAddr, "--role", "head")
+	b.doppel("assign", m.MAC, "standby")
+	b.doppel("deploy", "standby", "--image", "head@latest", "--watch", "--yes")
+	first := b.node("standby").Runs
+	b.doppel("sync", "status")
+
+	own := "hostname; cat /etc/machine-id; sha256sum /etc/ssh/ssh_host_*_key; cat /etc/fstab /etc/network/interfaces; cat /etc/doppel/node/node.key"
+	identity := b.ssh(standbyAddr, own)
+	b.ssh(standbyAddr, "mkdir -p /srv/own && echo mine >/srv/own/file && echo drift >>/etc/motd && rm -f /usr/bin/less")
+	oldKernel := strings.TrimSpace(b.ssh(standbyAddr, "sed 's/.*BOOT_IMAGE=\\([^ ]*\\).*/\\1/' /proc/cmdline"))
+
+	head(changeHeadScript)
+	b.doppel("sync", "now")
+	b.awaitVersion("standby")
+	b.doppel("sync", "status")
+	second := b.node("standby").Runs
+	if second == first {
+		t.Fatalf("the standby still runs %s", first)
+	}
+	if now := b.ssh(standbyAddr, own); now != identity {
+		t.Errorf("the standby was\n%s\nand is\n%s", identity, now)
+	}
+	checks := "id -un alice; dpkg-query -W -f '${Version}\\n' doppel-test; cat /srv/own/file; ls /srv/renamed | wc -l; test ! -e /srv/tree; test ! -e /srv/gone; stat -c %s /srv/large; test -x /usr/bin/less; cat /etc/motd; grep storage /etc/hosts; grep standby /etc/hosts; ls /boot/vmlinuz-*"
+	want := "alice\n1.0\nmine\n200\n52428800\n\n10.77.0.50\tstorage\n" + standbyAddr + "\tstandby.cluster standby\n/boot/vmlinuz-6.1.0-99-cloud-amd64\n"
+	if got := b.ssh(standbyAddr, checks); strings.TrimSpace(got) != strings.TrimSpace(want) {
+		t.Errorf("the standby has\n%s\nwant\n%s", got, want)
+	}
+
+	b.reboot(m, standbyAddr)
+	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline"); !strings.Contains(cmdline, "vmlinuz-6.1.0-99-cloud-amd64") {
+		t.Errorf("the standby was started with %s", cmdline)
+	}
+	b.off(m, standbyAddr)
+	b.compareAs(m, second, "head", "srv/own")
+
+	// And back, while it runs, without erasing anything.
+	from := m.Console.Len()
+	if err := m.Start(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Console.Await(b.ctx, from, regexp.MustCompile(`standby login:`)); err != nil {
+		t.Fatal(err)
+	}
+	b.doppel("deploy", "standby", "--image", first, "--in-place", "--watch", "--yes")
+	b.doppel("sync", "status")
+	b.reboot(m, standbyAddr)
+	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline; ls /boot/vmlinuz-*; ! id alice"); !strings.Contains(cmdline, oldKernel+" ") || strings.Contains(cmdline, "6.1.0-99") {
+		t.Errorf("after the rollback the standby was started with %s, not %s", cmdline, oldKernel)
+	}
+	b.off(m, standbyAddr)
+	b.compareAs(m, first, "head", "srv/own")
+	if n := b.node("standby"); n.Runs != first {
+		t.Errorf("the standby is said to run %s, not %s", n.Runs, first)
+	}
+}
+
+// awaitVersion waits until a node has become the latest version.
+func (b *bench) awaitVersion(name string) {
+	b.t.Helper()
+	follow := b.Doppel(b.ctx, "events", "-f", "--node", name, "--json")
+	if err := awaitLine(follow, regexp.MustCompile(`"kind":"update(d|-failed)"`)); err != nil {
+		b.t.Fatal(err)
+	}
+	out := b.doppel("events", "--node", name, "--kind", "update-failed")
+	if out != "" {
+		b.t.Fatalf("the update failed: %s", out)
+	}
+}
+
+// reboot starts a node anew from its own disk and waits until it can be logged
+// in to.
+func (b *bench) reboot(m *Machine, addr string) {
+	b.t.Helper()
+	from := m.Console.Len()
+	_ = b.SSH(b.ctx, netip.MustParseAddr(addr), "systemctl reboot").Run() // it cuts the connection
+	if err := m.Console.Await(b.ctx, from, regexp.MustCompile(m.Name+` login:`)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// compareAs compares a node's disk with a version, but for its identity in a
+// role and what a policy keeps.
+func (b *bench) compareAs(m *Machine, ref, role, kept string) {
+	b.t.Helper()
+	var out strings.Builder
+	err := OnDisk(b.ctx, m.Disk, filepath.Join(b.Dir, "mnt"), &out,
+		filepath.Join(b.Bin, "doppel"), "--state", b.State, "image", "compare", ref, "@ROOT@", "--role", role)
+	b.t.Logf("image compare %s: %v\n%s", ref, err, out.String())
+	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(line, "DIFFERS") && !strings.Contains(line, `"`+kept) && !strings.Contains(line, `"`+filepath.Dir(kept)+`"`) {
+			b.t.Errorf("the standby is not %s: %s", ref, line)
+		}
+	}
+}
+
+// newBenchWith is newBench with more configuration, which is in force from the
+// daemon's start: the first capture comes before it.
+func newBenchWith(t *testing.T, limit time.Duration, config string) *bench {
+	b := newRigBench(t, limit)
+	b.doppel("init", "--interface", "eth0")
+	f, err := os.OpenFile(b.Config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(config); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(b.ctx, "sh", "-euc", `cd "$1"; mkdir -p srv/tree srv/gone; for i in $(seq 200); do echo "$i" >srv/tree/file$i; echo "$i" >srv/gone/file$i; done; : >etc/motd`, "sh", b.Head.Tree).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	b.doppel("capture", "root@head", "--name", "head", "--accept-new")
+	if err := b.Serve(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
