@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -273,6 +274,86 @@ func TestUpdateKeepsTheOldKernel(t *testing.T) {
 	}
 	if readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") != "" || !strings.Contains(readFile(t, root, "boot/grub/grub.cfg"), "6.1.0-2") {
 		t.Error("the update was not finished")
+	}
+}
+
+// starts tells whether a tree's boot menu has a kernel that is there, with its
+// initramfs and its modules.
+func starts(t *testing.T, root string) bool {
+	t.Helper()
+	for line := range strings.Lines(readFile(t, root, "boot/grub/grub.cfg")) {
+		release, ok := strings.CutPrefix(strings.TrimSpace(line), "linux /boot/vmlinuz-")
+		if ok && readFile(t, root, "boot/vmlinuz-"+release) != "" && readFile(t, root, "boot/initrd.img-"+release) != "" && readFile(t, root, "usr/lib/modules", release, "kernel") != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// TestUpdateCut ends an update at each of its steps and after each of its
+// changes: the node can start at any of these instants, and the next update, to
+// the same version or back to the one before, comes to what one that was not
+// cut comes to.
+func TestUpdateCut(t *testing.T) {
+	old, image := newImage(debianHead(), debianFiles()), upgraded()
+	work := t.TempDir()
+	o := UpdateOptions{Work: work, Disk: "/dev/vda"}
+	// run updates a node and ends that after so many steps and changes; it
+	// tells how many there were.
+	run := func(root string, plan *Plan, to *memoryImage, cut int) (n int, err error) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		step := func() error {
+			if n++; n == cut {
+				cancel(errCut)
+				return errCut
+			}
+			return nil
+		}
+		o := o
+		o.Root = root
+		o.Change = func(imaging.ApplyChange) { _ = step() }
+		o.Report = func(Report) { _ = step() }
+		rec := &Recorder{Out: io.Discard, Ran: menu(plan), Before: func(string) error { return step() }}
+		_, err = Update(ctx, rec, plan, &to.Manifest, to, o)
+		return n, err
+	}
+	root, plan := node(t, old, roleCompute)
+	if !starts(t, root) {
+		t.Fatal("the node does not start as it was installed")
+	}
+	steps, err := run(root, plan, image, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantNew := contents(t, root)
+	if _, err := run(root, plan, old, 0); err != nil {
+		t.Fatal(err)
+	}
+	wantOld := contents(t, root)
+	if steps < 15 {
+		t.Fatalf("an update has %d steps", steps)
+	}
+	for cut := 1; cut <= steps; cut++ {
+		if _, err := run(root, plan, image, cut); err != nil && !errors.Is(err, errCut) {
+			t.Fatalf("cut %d: %v", cut, err)
+		}
+		if !starts(t, root) {
+			t.Errorf("cut %d: the node cannot start: %q", cut, readFile(t, root, "boot/grub/grub.cfg"))
+		}
+		to, want := image, wantNew
+		if cut%2 == 0 {
+			to, want = old, wantOld
+		}
+		if _, err := run(root, plan, to, 0); err != nil {
+			t.Fatalf("cut %d, and again: %v", cut, err)
+		}
+		if have := contents(t, root); !slices.Equal(have, want) {
+			t.Errorf("cut %d, and again:\n%q\nwant\n%q", cut, have, want)
+		}
+		if _, err := run(root, plan, old, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
