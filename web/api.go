@@ -81,7 +81,7 @@ type Deployment struct {
 	Addr     string       `json:"addr"`
 	Role     cluster.Role `json:"role"`
 	InPlace  bool         `json:"in_place,omitempty"`
-	Paths    []string     `json:"paths,omitempty"` // these alone
+	Paths    []string     `json:"paths,omitempty"`   // these alone
 	Install  string       `json:"install,omitempty"` // or update; empty on a dry run
 	Image    string       `json:"image"`             // NAME@VERSION
 	Digest   string       `json:"digest"`

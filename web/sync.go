@@ -36,9 +36,10 @@ type SyncStatus struct {
 // SyncNode is how a node that follows an image stands.
 type SyncNode struct {
 	cluster.Node
-	Up     bool          `json:"up"`            // heard from lately
-	Behind bool          `json:"behind"`        // does not run the latest version
-	Lag    time.Duration `json:"lag,omitempty"` // how old the state of the source is that it has, in nanoseconds; 0: not known
+	Source bool          `json:"source,omitempty"` // is captured itself, and does not follow
+	Up     bool          `json:"up"`               // heard from lately
+	Behind bool          `json:"behind"`           // does not run the latest version
+	Lag    time.Duration `json:"lag,omitempty"`    // how old the state of the source is that it has, in nanoseconds; 0: not known
 }
 
 // SyncRequest asks for a round, or pauses or resumes.

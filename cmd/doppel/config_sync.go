@@ -176,6 +176,17 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	}
 }
 
+// isSource tells whether a node is the source itself, which is never made equal
+// to its own image.
+func (c *syncConfig) isSource(n cluster.Node) bool {
+	target, err := remote.ParseTarget(c.Source)
+	if c.Source == "" || c.Source == local || err != nil {
+		return false // this machine is no node, see cluster.Options.Server
+	}
+	name, _, _ := strings.Cut(target.Host, ".")
+	return target.Host == n.Addr.String() || name == n.Name
+}
+
 // isUnknown tells whether an error only says that something named is not there.
 func isUnknown(err error) bool {
 	r, ok := errors.AsType[*cluster.RefusedError](err)

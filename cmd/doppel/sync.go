@@ -280,6 +280,8 @@ func nextText(s web.SyncStatus, now time.Time) string {
 func syncNodeText(s web.SyncStatus, n web.SyncNode, now time.Time) string {
 	name, _, _ := strings.Cut(n.Runs, "@")
 	switch {
+	case n.Source:
+		return "is the source itself, and does not follow"
 	case n.State != cluster.Installed:
 		return fmt.Sprintf("is %s, and follows once it runs a version of %s", strings.ToLower(string(n.State)), s.Image)
 	case name != s.Image:

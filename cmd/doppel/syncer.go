@@ -302,7 +302,7 @@ func (s *syncer) judge(o *oneSync, nodes []cluster.Node) []resync.Follower {
 		// Only what runs some version of this image follows it: a node that
 		// was given another one is somebody's decision.
 		name, _, _ := strings.Cut(n.Runs, "@")
-		if n.State != cluster.Installed || n.Key == "" || name != o.Image {
+		if n.State != cluster.Installed || n.Key == "" || name != o.Image || o.isSource(n) {
 			continue
 		}
 		f := resync.Follower{Node: n.Name, Runs: n.Runs, Up: up(n, now), Held: n.Held}
@@ -376,7 +376,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 			return nil, err
 		}
 		for _, n := range nodes {
-			sn := web.SyncNode{Node: n, Up: up(n, now), Behind: n.Runs != st.Latest}
+			sn := web.SyncNode{Node: n, Up: up(n, now), Behind: n.Runs != st.Latest, Source: o.isSource(n)}
 			switch {
 			case !sn.Behind && state.Good != nil && state.Good.Version == n.Runs:
 				sn.Lag = now.Sub(state.Good.Begun)

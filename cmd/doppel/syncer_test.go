@@ -332,6 +332,24 @@ func TestSyncConfig(t *testing.T) {
 	}
 }
 
+// The source itself may be a node, and among those that are meant: it is never
+// made equal to its own image.
+func TestSyncSourceDoesNotFollow(t *testing.T) {
+	ts := newTestSyncer(t, "")
+	ts.round(false)
+	ts.write("etc/motd", "second\n")
+	ts.round(false)
+	ts.node("primary", 3, cluster.Head, "head@1")
+	ts.node("standby", 2, cluster.Head, "head@1")
+	for _, source := range []string{"root@primary", "root@10.77.0.3", "admin@primary.cluster:2222"} {
+		ts.syncs[0].Source = source
+		if have := ts.pending(); have != "standby head@2" {
+			t.Errorf("%s: updates of %q", source, have)
+		}
+	}
+	ts.shows("primary     is the source itself")
+}
+
 func TestSyncStatusWithoutSyncs(t *testing.T) {
 	_, err := web.NewClient(filepath.Join(t.TempDir(), "doppel.sock")).Syncs(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "no doppel serve answers") {
