@@ -63,6 +63,14 @@ type Idle struct {
 type Task struct {
 	Update *UpdateOrders `json:"update,omitempty"`
 	Drift  *DriftOrders  `json:"drift,omitempty"`
+
+	Capture *CaptureOrders `json:"capture,omitempty"`
+}
+
+// CaptureOrders ask a node for the far end of a capture: for a connection to
+// /v1/stream?id=ID that is upgraded to imaging/wire's protocol.
+type CaptureOrders struct {
+	ID string `json:"id"`
 }
 
 // DriftOrders ask a node in what it differs from a version.

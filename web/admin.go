@@ -24,6 +24,7 @@ type Admin struct {
 	CheckDeploy DeployCheck
 	Sync        Syncer // nil: none is configured
 	Drifts      Drifter
+	Captures    Capturer
 	Version     string
 	Started     time.Time
 	Log         *slog.Logger
@@ -57,6 +58,7 @@ func (a *Admin) Handler() http.Handler {
 	mux.Handle("GET "+pathSync, a.handle(a.syncStatus))
 	mux.Handle("POST "+pathSync, a.handle(a.sync))
 	mux.Handle("POST "+pathDrift, a.handle(a.drift))
+	mux.HandleFunc("GET "+pathCapture, a.capture)
 	mux.Handle("/", nothing(a.Log))
 	return mux
 }

@@ -128,4 +128,5 @@ const (
 	pathEvents     = "/v1/events"
 	pathSync       = "/v1/sync"
 	pathDrift      = "/v1/drift"
+	pathCapture    = "/v1/capture"
 )

@@ -293,3 +293,9 @@ func (c *Client) Sync(ctx context.Context, req SyncRequest) ([]SyncStatus, error
 func (c *Client) Drift(ctx context.Context, req DriftRequest) (Drift, error) {
 	return call[Drift](ctx, c, http.MethodPost, pathDrift, nil, req)
 }
+
+// CapturePath is where a connection to the daemon's socket can be made the
+// stream of a capture of a node; see imaging/wire.
+func CapturePath(node string) string {
+	return pathCapture + "?" + url.Values{"node": {node}}.Encode()
+}

@@ -1,8 +1,15 @@
 package web
 
 import (
+	"bufio"
+	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -80,4 +87,83 @@ func TestAdminDrift(t *testing.T) {
 	wants(t, err, 1, "runs nothing that doppel installed", "doppel status")
 	_, err = o.client.Drift(ctx, DriftRequest{Node: "nobody"})
 	wants(t, err, 1, "no node", "")
+}
+
+// The stream that a node opens is given to who asked for it, and to nobody else.
+func TestStream(t *testing.T) {
+	b := newBench(t)
+	b.machines.Patience = time.Minute
+	m, other := b.certified("node001", 11), b.certified("node002", 12)
+	got := make(chan net.Conn, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	open := func() {
+		c, err := b.machines.OpenCapture(ctx, "node001")
+		if err != nil && ctx.Err() == nil {
+			t.Error(err)
+		}
+		got <- c
+	}
+	go open()
+	var task clone.Task
+	if m.ask("/v1/task", clone.Idle{}, &task); task.Capture == nil {
+		t.Fatalf("%+v", task)
+	}
+	upgrade := func(m *machine, id string) (*http.Response, net.Conn, *bufio.Reader) {
+		t.Helper()
+		config := m.client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		config.NextProtos = []string{"http/1.1"}
+		c, err := tls.Dial("tcp", strings.TrimPrefix(b.url, "https://"), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "GET /v1/stream?id=%s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: doppel-capture\r\n\r\n", id)
+		r := bufio.NewReader(c)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res, c, r
+	}
+	// Another node, and no node at all.
+	if res, c, r := upgrade(other, task.Capture.ID); res.StatusCode == 101 {
+		if _, err := r.ReadByte(); err == nil {
+			t.Error("another node's stream was taken")
+		}
+		c.Close()
+	}
+	if status, _ := b.machine(addrOf(11)).ask("/v1/task", clone.Idle{}, nil); status != 401 {
+		t.Errorf("nobody asks for work: %d", status)
+	}
+	res, c, r := upgrade(m, task.Capture.ID)
+	if res.StatusCode != 101 {
+		t.Fatalf("%d", res.StatusCode)
+	}
+	far := <-got
+	defer far.Close()
+	if _, err := io.WriteString(c, "to the head"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 11)
+	if _, err := io.ReadFull(far, buf); err != nil || string(buf) != "to the head" {
+		t.Errorf("%q, %v", buf, err)
+	}
+	if _, err := io.WriteString(far, "to the node"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(r, buf); err != nil || string(buf) != "to the node" {
+		t.Errorf("%q, %v", buf, err)
+	}
+	// Who has gone gets no stream.
+	go open()
+	m.ask("/v1/task", clone.Idle{}, &task)
+	cancel()
+	if c := <-got; c != nil {
+		t.Error("a stream was given to who has gone")
+	}
+	if _, _, r := upgrade(m, task.Capture.ID); r != nil {
+		if _, err := r.ReadByte(); err == nil {
+			t.Error("a stream that nobody waits for stays open")
+		}
+	}
 }

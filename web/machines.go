@@ -77,6 +77,7 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/task", m.handle(m.task))
 	mux.Handle("POST /v1/update", m.handle(m.update))
 	mux.Handle("POST /v1/drift", m.handle(m.drift))
+	mux.HandleFunc("GET /v1/stream", m.stream)
 	mux.Handle("/", nothing(m.Log))
 	return mux
 }

@@ -41,9 +41,9 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 		if n.Update.Pending() {
 			return m.orderUpdate(r.Context(), n)
 		}
-		q, more := m.questions.next(n.Name)
-		if q != nil {
-			return clone.Task{Drift: &q.orders}, nil
+		task, more := m.questions.next(n.Name)
+		if task != nil {
+			return task, nil
 		}
 		select {
 		case <-more:

@@ -56,6 +56,7 @@ type node struct {
 	dir     string // of what this node knows of itself
 	root    string // of its tree
 	work    string // a directory in memory
+	self    string // this program's file
 	config  clone.NodeConfig
 	head    *head
 	every   time.Duration
@@ -66,7 +67,7 @@ type node struct {
 
 func openNode(dir string, say func(string, ...any)) (*node, error) {
 	n := &node{
-		dir: dir, root: "/", work: workDir, every: upEvery, up: describeUp, machine: clone.NewLinux(),
+		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, up: describeUp, machine: clone.NewLinux(),
 		disk: func() (string, error) { return rootDisk("/", sysfs("/sys")) },
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "node.json"))

@@ -40,6 +40,8 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 			n.carryOut(ctx, log, t.Update)
 		case t.Drift != nil:
 			n.answerDrift(ctx, log, t.Drift)
+		case t.Capture != nil:
+			n.serveCapture(ctx, log, t.Capture)
 		default:
 			sleep(ctx, idlePause) // the head has let this node wait already
 		}

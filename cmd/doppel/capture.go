@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 
@@ -30,16 +31,20 @@ type captureFlags struct {
 	limit         string
 	limitCPU      string
 	unattended    bool // nobody is there to be asked
+
+	// open opens a capture of a node that is reached through its agent.
+	open func(ctx context.Context, node string) (net.Conn, error)
 }
 
 func newCapture(g *globals) *cobra.Command {
 	var o captureFlags
 	c := &cobra.Command{
-		Use:   "capture [USER@]HOST[:PORT]|local",
+		Use:   "capture [USER@]HOST[:PORT]|local|node:NODE",
 		Short: "Capture a running host's file system as the next version of an image",
 		Long: `Capture reads the tree at --root of a host over SSH, while it runs, and stores
 it as the next version of an image. Nothing needs to be installed on the host,
-and nothing is left there. HOST "local" captures this machine, without SSH.
+and nothing is left there. HOST "local" captures this machine, without SSH;
+"node:NODE" a node that doppel installed, through its agent.
 
 Left out are the contents of /proc, /sys, /dev, /run, /tmp and /var/tmp, of
 network and virtual file systems, and doppel's own state; the mount points
@@ -59,6 +64,7 @@ report says.`,
 		Args:              exactArgs("HOST"),
 		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.open = openThrough(g.socket())
 			return runCapture(cmd.Context(), g, o, args[0], cmd.OutOrStdout())
 		},
 	}
@@ -116,11 +122,11 @@ func runCapture(ctx context.Context, g *globals, o captureFlags, host string, ou
 
 // check refuses flags that cannot mean anything together.
 func (o *captureFlags) check(host string) error {
-	if host == local {
+	if host == local || strings.HasPrefix(host, nodePrefix) {
 		for flag, given := range map[string]bool{"--identity": o.key != "", "--known-hosts": o.knownHosts != "", "--ssh-config": o.sshConfig != "",
 			"--accept-new": o.acceptNew, "--sftp": o.sftp, "--sudo": o.sudo} {
 			if given {
-				return usagef("leave it out; doppel capture local reads this machine without SSH", "%s means nothing for local", flag)
+				return usagef("leave it out; doppel capture "+host+" needs no SSH", "%s means nothing for %s", flag, host)
 			}
 		}
 	} else if !strings.HasPrefix(o.root, "/") {

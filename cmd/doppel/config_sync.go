@@ -166,7 +166,7 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	if f.Source == "" {
 		return
 	}
-	if f.Source != local {
+	if f.Source != local && !strings.HasPrefix(f.Source, nodePrefix) {
 		if _, err := remote.ParseTarget(f.Source); err != nil {
 			bad("%s: %v; name the host as [USER@]HOST[:PORT], or local for this machine", at("source"), err)
 		}
@@ -179,6 +179,9 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 // isSource tells whether a node is the source itself, which is never made equal
 // to its own image.
 func (c *syncConfig) isSource(n cluster.Node) bool {
+	if node, ok := strings.CutPrefix(c.Source, nodePrefix); ok {
+		return node == n.Name
+	}
 	target, err := remote.ParseTarget(c.Source)
 	if c.Source == "" || c.Source == local || err != nil {
 		return false // this machine is no node, see cluster.Options.Server

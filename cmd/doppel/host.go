@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,10 +13,16 @@ import (
 
 	"doppel/imaging"
 	"doppel/imaging/remote"
+	"doppel/imaging/wire"
+	"doppel/web"
 )
 
 // local is the HOST that means this machine.
 const local = "local"
+
+// nodePrefix is how a HOST begins that names a node of the inventory, which is
+// reached through its agent.
+const nodePrefix = "node:"
 
 // host is where a capture is taken from.
 type host struct {
@@ -30,6 +37,9 @@ type host struct {
 func reach(ctx context.Context, o *captureFlags, name string) (*host, error) {
 	if name == local {
 		return reachLocal(o)
+	}
+	if node, ok := strings.CutPrefix(name, nodePrefix); ok {
+		return reachNode(o, node)
 	}
 	target, err := remote.ParseTarget(name)
 	if err != nil {
@@ -75,6 +85,44 @@ func reach(ctx context.Context, o *captureFlags, name string) (*host, error) {
 		return remote.Agent(ctx, conn, remote.AgentOptions{Path: agent, Sudo: o.sudo, Prompt: prompt})
 	}
 	return h, nil
+}
+
+// reachNode reaches a node through its agent, which the daemon gives work.
+func reachNode(o *captureFlags, node string) (*host, error) {
+	if err := o.fillName(node); err != nil {
+		return nil, err
+	}
+	noShell := func(context.Context, string) error {
+		return &hintError{errors.New("no command can be run on a node through its agent"), "capture it by SSH, or leave --pre and --post out"}
+	}
+	return &host{
+		name:  nodePrefix + node,
+		shell: noShell,
+		source: func(ctx context.Context) (imaging.Source, error) {
+			c, err := o.open(ctx, node)
+			if err != nil {
+				return nil, err
+			}
+			return wire.NewNetSource(ctx, c, version)
+		},
+		close: func() error { return nil },
+	}, nil
+}
+
+// openThrough opens a capture of a node by way of the daemon's socket.
+func openThrough(socket string) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, node string) (net.Conn, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "unix", socket)
+		if err != nil {
+			return nil, &hintError{fmt.Errorf("no doppel serve answers on %s: %w", socket, err), "start doppel serve: nodes are reached through it; or capture by SSH"}
+		}
+		u, err := wire.Upgrade(ctx, c, "doppel", web.CapturePath(node))
+		if no, ok := errors.AsType[*wire.RefusedError](err); ok {
+			return nil, &web.Error{Status: no.Status, What: no.What, Hint: no.Hint}
+		}
+		return u, err
+	}
 }
 
 func reachLocal(o *captureFlags) (*host, error) {

@@ -65,6 +65,8 @@ type daemon struct {
 	loaders pxe.Loaders
 	agent   string
 	syncer  *syncer
+
+	machines *web.Machines // from when it serves
 }
 
 // runServe opens everything before it serves anything, and serves until ctx
@@ -209,7 +211,8 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
 		Ending: ctx.Done(), Update: d.syncer.policy,
 	}
-	admin := &web.Admin{Drifts: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	d.machines = machines
+	admin := &web.Admin{Drifts: machines, Captures: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
 	if len(d.syncer.syncs) > 0 {
 		admin.Sync = d.syncer
 	}
@@ -224,7 +227,8 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 func (d *daemon) serve(ctx context.Context, group *errgroup.Group, s *sockets) {
 	d.serveBoot(ctx, group, s)
 	d.syncer = newSyncer(d)
-	group.Go(func() error { return web.Serve(ctx, d.log, d.doors(ctx, s)...) })
+	doors := d.doors(ctx, s)
+	group.Go(func() error { return web.Serve(ctx, d.log, doors...) })
 	d.syncer.run(ctx, group)
 }
 

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os/exec"
+	"strings"
+	"time"
+
+	"doppel/clone"
+	"doppel/imaging/wire"
+)
+
+// serveCapture is the far end of a capture that the head takes of this node.
+func (n *node) serveCapture(ctx context.Context, log *slog.Logger, o *clone.CaptureOrders) {
+	log.Info("being captured")
+	start := time.Now()
+	err := n.capture(ctx, o)
+	var no *wire.RefusedError
+	switch {
+	case ctx.Err() != nil:
+	case errors.As(err, &no):
+		log.Warn("the head does not want the capture any more", "err", err)
+	case err != nil:
+		log.Error("the capture ended before it was done", "err", err)
+	default:
+		log.Info("captured", "seconds", time.Since(start).Seconds())
+	}
+}
+
+// capture has a process of its own serve the capture, which stands behind all
+// other work of this node.
+func (n *node) capture(ctx context.Context, o *clone.CaptureOrders) error {
+	c, err := n.head.stream(ctx, "/v1/stream?"+url.Values{"id": {o.ID}}.Encode())
+	if err != nil {
+		return err
+	}
+	defer c.Close() // both ends know by then how it ended
+	var said bytes.Buffer
+	cmd := exec.CommandContext(ctx, n.self, "capture")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c, c, &said
+	// A head that has gone shows as the end of the stream, by which the process
+	// ends, and then what feeds it.
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// stream makes a stream of a connection to the head.
+func (h *head) stream(ctx context.Context, path string) (net.Conn, error) {
+	u, err := url.Parse(h.base)
+	if err != nil {
+		return nil, err
+	}
+	config := h.tls(u.Hostname())
+	config.NextProtos = []string{"http/1.1"} // which can be upgraded
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: config}
+	c, err := d.DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Upgrade(ctx, c, u.Host, path)
+}
