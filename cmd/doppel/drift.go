@@ -8,12 +8,17 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
+	"os"
+	"path"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
+	"doppel/clone"
+	"doppel/cluster"
 	"doppel/imaging"
 	resync "doppel/sync"
 	"doppel/web"
@@ -21,7 +26,7 @@ import (
 
 func newSyncDrift(g *globals) *cobra.Command {
 	var req web.DriftRequest
-	var revert []string
+	var revert, adopt []string
 	var yes bool
 	c := &cobra.Command{
 		Use:   "drift NODE",
@@ -36,18 +41,29 @@ anything differs that may not.
 they are made as in the version that the node runs, and what that lacks is
 removed. All else stays as it is.
 
+--adopt takes what was changed at the paths that it names, and below them, into
+a new version of the node's image, which is for images that nothing captures
+again: those of compute nodes, say.
+
 Differences are told by path, and then by the Debian package that has the path.`,
 		Example: `  doppel sync drift standby
   doppel sync drift node001 --full --image head@3
-  doppel sync drift node001 --revert /etc/motd --revert /opt/trial`,
+  doppel sync drift node001 --revert /etc/motd --revert /opt/trial
+  doppel sync drift node001 --adopt /etc/chrony`,
 		Args:              exactArgs("NODE"),
 		ValidArgsFunction: complete(false, g.completeNode),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Node = args[0]
+			if len(revert) > 0 && len(adopt) > 0 {
+				return usagef("do one after the other", "--revert and --adopt cannot go together")
+			}
+			if (len(revert) > 0 || len(adopt) > 0) && req.Image != "" {
+				return usagef("leave --image out: it is the version that the node runs", "--revert and --adopt cannot go together with --image")
+			}
+			if len(adopt) > 0 {
+				return runAdopt(cmd.Context(), g, args[0], adopt, yes, cmd.OutOrStdout())
+			}
 			if len(revert) > 0 {
-				if req.Image != "" {
-					return usagef("leave --image out: paths are made as in the version that the node runs", "--revert and --image cannot go together")
-				}
 				return runDeploy(cmd.Context(), g, web.Deploy{Nodes: args, InPlace: true, Full: req.Full, Paths: revert}, true, yes, cmd.OutOrStdout())
 			}
 			d, err := g.client().Drift(cmd.Context(), req)
@@ -64,9 +80,90 @@ Differences are told by path, and then by the Debian package that has the path.`
 	c.Flags().StringVar(&req.Image, "image", "", "compare with this version (default: what the node runs)")
 	c.Flags().BoolVar(&req.Full, "full", false, "read every file, instead of trusting size and time")
 	c.Flags().StringArrayVar(&revert, "revert", nil, "undo what was changed at this `path`; repeatable")
-	c.Flags().BoolVar(&yes, "yes", false, "with --revert: do not ask")
+	c.Flags().StringArrayVar(&adopt, "adopt", nil, "take what was changed at this `path` into a new version; repeatable")
+	c.Flags().BoolVar(&yes, "yes", false, "with --revert and --adopt: do not ask")
 	_ = c.RegisterFlagCompletionFunc("image", g.completeRef)
 	return c
+}
+
+// runAdopt makes a new version of a node's image, with what was changed on the
+// node at some paths.
+func runAdopt(ctx context.Context, g *globals, name string, paths []string, yes bool, out io.Writer) error {
+	n, err := g.client().Node(ctx, name)
+	if err != nil {
+		return err
+	}
+	image, _, _ := strings.Cut(n.Runs, "@")
+	if err := mayAdopt(ctx, g, n, image, paths); err != nil {
+		return err
+	}
+	catalog, err := g.catalog()
+	if err != nil {
+		return err
+	}
+	base, err := catalog.Resolve(ctx, n.Runs)
+	if err != nil {
+		return err
+	}
+	if err := confirm(ctx, yes, fmt.Sprintf("make a new version of %s with %s of %s?", image, printable(strings.Join(paths, ", ")), n.Name)); err != nil {
+		return err
+	}
+	// The node is captured as an image of its own, which stays no longer than
+	// it takes.
+	o := captureFlags{name: "drift-" + n.Name, root: "/", open: openThrough(g.socket())}
+	h, err := reach(ctx, &o, nodePrefix+n.Name)
+	if err != nil {
+		return err
+	}
+	report, err := captureBetween(ctx, g, o, catalog, h, out)
+	if err != nil {
+		return err
+	}
+	own, err := catalog.Resolve(ctx, fmt.Sprintf("%s@%d", report.Image, report.Version))
+	if err != nil {
+		return err
+	}
+	v, fresh, err := catalog.Adopt(ctx, base, own, paths)
+	if _, rerr := catalog.Remove(ctx, own.Ref()); rerr != nil {
+		newLog(os.Stderr).Warn("the capture of the node was not removed", "image", own.Ref(), "error", rerr)
+	}
+	if err != nil {
+		return err
+	}
+	if g.json {
+		return printJSON(out, v)
+	}
+	if !fresh {
+		_, err = fmt.Fprintf(out, "%s has all that already, no new version\n", v.Ref())
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s  %s\n", v.Ref(), v.Digest)
+	return err
+}
+
+// mayAdopt refuses what would be lost again, or belongs to one node.
+func mayAdopt(ctx context.Context, g *globals, n cluster.Node, image string, paths []string) error {
+	if n.State != cluster.Installed || n.Key == "" || image == "" {
+		return &hintError{fmt.Errorf("%s runs nothing that doppel installed", n.Name), "see doppel status"}
+	}
+	table := clone.Identity(string(n.Role))
+	for _, p := range paths {
+		name := strings.Trim(path.Clean("/"+p), "/")
+		if r, ok := table.Match(name); ok {
+			return usagef("leave it out", "%s is %s's own: %s", printable(p), n.Name, r.Words)
+		}
+	}
+	syncs, err := g.client().Syncs(ctx)
+	var none *web.Error
+	if errors.As(err, &none) && none.Status == http.StatusConflict {
+		return nil // no sync is configured
+	}
+	for _, s := range syncs {
+		if s.Image == image && s.Source != "" {
+			return &hintError{fmt.Errorf("%s is captured from %s, and the next round would undo it", image, s.Source), "make the change there"}
+		}
+	}
+	return err
 }
 
 // driftShown is the JSON of sync drift.
