@@ -242,7 +242,8 @@ func isConsole(word string) bool {
 }
 
 // agentUnit starts the agent that reports the node up, which means that
-// somebody can log in.
+// somebody can log in. Its updates stand behind the node's own work, but not so
+// far that a busy node never gets one.
 const agentUnit = `[Unit]
 Description=doppel's agent on an installed node
 Wants=network-online.target
@@ -252,6 +253,8 @@ After=network-online.target ssh.service sshd.service
 ExecStart=/usr/lib/doppel/doppel-agent node
 Restart=on-failure
 RestartSec=10
+Nice=10
+IOSchedulingPriority=7
 
 [Install]
 WantedBy=multi-user.target

@@ -252,6 +252,9 @@ func (u *updater) remove(names []string) error {
 		if err := tree.RemoveAll(name); err != nil {
 			return err
 		}
+		if err := u.setTime(tree, path.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		u.result.Removed = append(u.result.Removed, name)
 		u.changed(imaging.ApplyChange{Path: name, Act: imaging.ActDelete})
 	}
@@ -404,14 +407,21 @@ func (u *updater) carry(ctx context.Context, names []string, edit func(tree *os.
 			continue
 		}
 		changed = append(changed, name)
-		// The directory's time is the image's again, as if nothing had happened.
-		if dir := u.index.entry(path.Dir(name)); dir != nil && !u.keeps(dir.Path) {
-			if err := to.Chtimes(dir.Path, time.Time{}, time.Unix(dir.MTime.Sec, int64(dir.MTime.Nsec))); err != nil {
-				return changed, err
-			}
+		if err := u.setTime(to, path.Dir(name)); err != nil {
+			return changed, err
 		}
 	}
 	return changed, nil
+}
+
+// setTime gives a directory in which something was done the image's time again,
+// as if nothing had happened.
+func (u *updater) setTime(tree *os.Root, dir string) error {
+	e := u.index.entry(dir)
+	if e == nil || u.keeps(dir) {
+		return nil
+	}
+	return tree.Chtimes(dir, time.Time{}, time.Unix(e.MTime.Sec, int64(e.MTime.Nsec)))
 }
 
 // carry replaces a file of one tree by that of another, if they differ.

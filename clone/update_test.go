@@ -361,7 +361,7 @@ func TestUpdateCut(t *testing.T) {
 func TestUpdatePaths(t *testing.T) {
 	image := newImage(debianHead(), debianFiles())
 	root, plan := node(t, image, roleCompute)
-	for name, text := range map[string]string{"home/user/notes": "changed", "etc/default/grub": "changed", "opt/trial/bin/tool": "by hand"} {
+	for name, text := range map[string]string{"home/user/notes": "changed", "etc/default/grub": "changed", "opt/trial/bin/tool": "by hand", "usr/sbin/trial": "by hand"} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
@@ -383,7 +383,7 @@ func TestUpdatePaths(t *testing.T) {
 	if after := contents(t, root); !slices.Equal(before, after) {
 		t.Error("what was refused was touched")
 	}
-	r, err := update("/home/user/", "opt/trial", "opt/out")
+	r, err := update("/home/user/", "opt/trial", "opt/out", "usr/sbin/trial")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -392,7 +392,10 @@ func TestUpdatePaths(t *testing.T) {
 			t.Errorf("%s is %q, not %q", name, have, want)
 		}
 	}
-	if !slices.Equal(r.Removed, []string{"opt/trial", "opt/out"}) || r.Boot || len(r.Derived) > 0 {
+	if fi, err := os.Stat(filepath.Join(root, "usr/sbin")); err != nil || fi.ModTime().Unix() != image.List.Get("usr/sbin").MTime.Sec {
+		t.Errorf("the time of a directory in which something was undone: %v, %v", fi, err)
+	}
+	if !slices.Equal(r.Removed, []string{"opt/trial", "opt/out", "usr/sbin/trial"}) || r.Boot || len(r.Derived) > 0 {
 		t.Errorf("report %+v", r)
 	}
 	if _, err := os.Stat("/etc/passwd"); err != nil {

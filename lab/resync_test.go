@@ -1,7 +1,10 @@
 package lab
 
 import (
+	"bytes"
 	_ "embed"
+	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -68,10 +71,17 @@ keep = ["srv/own/**"]
 		t.Errorf("the standby was\n%s\nand is\n%s", identity, now)
 	}
 	checks := "id -un alice; dpkg-query -W -f '${Version}\\n' doppel-test; cat /srv/own/file; ls /srv/renamed | wc -l; test ! -e /srv/tree; test ! -e /srv/gone; stat -c %s /srv/large; test -x /usr/bin/less; cat /etc/motd; grep storage /etc/hosts; grep standby /etc/hosts; ls /boot/vmlinuz-*"
-	want := "alice\n1.0\nmine\n200\n52428800\n\n10.77.0.50\tstorage\n" + standbyAddr + "\tstandby.cluster standby\n/boot/vmlinuz-6.1.0-99-cloud-amd64\n"
+	want := "alice\n1.0\nmine\n200\n52428800\n10.77.0.50\tstorage\n" + standbyAddr + "\tstandby.cluster standby\n/boot/vmlinuz-6.1.0-99-cloud-amd64\n"
 	if got := b.ssh(standbyAddr, checks); strings.TrimSpace(got) != strings.TrimSpace(want) {
 		t.Errorf("the standby has\n%s\nwant\n%s", got, want)
 	}
+
+	// What is changed on it by hand is found, and undone.
+	b.drift("standby", "")
+	b.ssh(standbyAddr, "echo by hand >>/etc/motd; mkdir /opt/trial; touch /opt/trial/file; rm /usr/share/doppel-test/file")
+	b.drift("standby", "content etc/motd, extra opt/trial, extra opt/trial/file, missing usr/share/doppel-test/file")
+	b.doppel("sync", "drift", "standby", "--revert", "/etc/motd", "--revert", "/opt/trial", "--revert", "usr/share/doppel-test", "--yes")
+	b.drift("standby", "")
 
 	b.reboot(m, standbyAddr)
 	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline"); !strings.Contains(cmdline, "vmlinuz-6.1.0-99-cloud-amd64") {
@@ -98,6 +108,43 @@ keep = ["srv/own/**"]
 	b.compareAs(m, first, "head", "srv/own")
 	if n := b.node("standby"); n.Runs != first {
 		t.Errorf("the standby is said to run %s, not %s", n.Runs, first)
+	}
+}
+
+// drift asks a node in what it differs, by content, and wants these differences
+// of content and names, those in the bulk of what a running node writes aside.
+func (b *bench) drift(name, want string) {
+	b.t.Helper()
+	var out bytes.Buffer
+	cmd := b.Doppel(b.ctx, "sync", "drift", name, "--full", "--json")
+	cmd.Stdout, cmd.Stderr = &out, &logWriter{t: b.t}
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 4) {
+		b.t.Fatalf("doppel sync drift: %v", err)
+	}
+	var report struct {
+		Differences []struct{ Path, Kind, Want, Have string }
+		Packages    map[string][]string
+	}
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+		b.t.Fatalf("%v in %s", err, out.Bytes())
+	}
+	var have []string
+	for _, d := range report.Differences {
+		b.t.Logf("drift: %+v", d)
+		switch d.Kind {
+		case "content", "size":
+			have = append(have, "content "+d.Path)
+		case "extra", "missing":
+			have = append(have, d.Kind+" "+d.Path)
+		}
+	}
+	if got := strings.Join(have, ", "); got != want {
+		b.t.Errorf("%s differs in %q, want %q", name, got, want)
+	}
+	if strings.Contains(want, "doppel-test/") && len(report.Packages["doppel-test"]) != 1 {
+		b.t.Errorf("by package: %v", report.Packages)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -103,6 +104,7 @@ func (n *node) update(ctx context.Context, log *slog.Logger, o *clone.UpdateOrde
 	result, err := clone.Update(ctx, n.machine, plan, manifest, vault, clone.UpdateOptions{
 		Root: n.root, Work: n.work, Disk: disk, Orders: *o, Report: r.report, Log: log,
 	})
+	debug.FreeOSMemory() // there is nothing to do for a while
 	cause := context.Cause(ctx)
 	cancel(nil)
 	<-r.ended
