@@ -130,3 +130,83 @@ func TestInstallDiskFull(t *testing.T) {
 		})
 	}
 }
+
+// A node whose disk is too small for an update, or fills up in the midst of it,
+// says so, can still start, and is updated when there is room.
+func TestUpdateDiskFull(t *testing.T) {
+	old := newImage(debianHead(), debianFiles())
+	target := testTarget()
+	target.ImageHead = old.Head
+	plan := mustPlan(t, target, testHardware(BIOS, vda(20*gib)))
+	work := t.TempDir()
+	disk := &smallDisk{Recorder: &Recorder{Out: io.Discard, Ran: menu(plan)}, node: smallLoop(t, 0)}
+	if err := Install(t.Context(), disk, plan, &old.Manifest, old, testOptions(work, nil)); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(work, "target")
+	if err := unix.Mount(disk.node, root, "ext4", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(root, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(filepath.Join(root, "ballast"), []byte(strings.Repeat("y", 8<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	image := upgraded()
+	big := newImage(image.Head, map[string]string{"opt/big": strings.Repeat("x", 7<<20)})
+	list := image.List
+	var merged imaging.EntriesBuilder
+	for _, e := range list.All() {
+		if e.Path == "proc" { // in the order of paths, opt comes before it
+			for _, name := range []string{"opt", "opt/big"} {
+				if err := merged.Add(big.List.Get(name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := merged.Add(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if image.List, err = merged.Done(); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range big.refs {
+		if image.chunks[ref] == nil {
+			image.refs, image.chunks[ref] = append(image.refs, ref), big.chunks[ref]
+		}
+	}
+	update := func(keep ...string) error {
+		rec := &Recorder{Out: io.Discard, Ran: menu(plan)}
+		_, err := Update(t.Context(), rec, plan, &image.Manifest, image, UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{Keep: keep}})
+		return err
+	}
+	var space *imaging.SpaceError
+	if err := update("ballast"); !errors.As(err, &space) || space.Need <= space.Have {
+		t.Errorf("no room: %v", err)
+	}
+	if !starts(t, root) || readFile(t, root, "home/user/notes") != "text" {
+		t.Error("what cannot fit was begun")
+	}
+	// GRUB finds no room at the end.
+	full := &Recorder{Out: io.Discard, Ran: func(c Command) error {
+		return os.WriteFile(filepath.Join(c.Root, "boot/grub/modules"), make([]byte, 32<<20), 0o644)
+	}}
+	if err := os.Remove(filepath.Join(root, "ballast")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Update(t.Context(), full, plan, &image.Manifest, image, UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda"})
+	if !errors.Is(err, unix.ENOSPC) || !starts(t, root) {
+		t.Errorf("full at last: %v; it starts: %v", err, starts(t, root))
+	}
+	if err := os.Remove(filepath.Join(root, "boot/grub/modules")); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(); err != nil || !starts(t, root) || len(readFile(t, root, "opt/big")) != 7<<20 || readFile(t, root, "boot/vmlinuz-6.1.0-1-amd64") != "" {
+		t.Errorf("with room again: %v", err)
+	}
+}
