@@ -63,8 +63,7 @@ keep = ["srv/own/**"]
 	b.doppel("sync", "now")
 	b.awaitVersion("standby")
 	b.doppel("sync", "status")
-	second := b.node("standby").Runs
-	if second == first {
+	if b.node("standby").Runs == first {
 		t.Fatalf("the standby still runs %s", first)
 	}
 	if now := b.ssh(standbyAddr, own); now != identity {
@@ -87,17 +86,8 @@ keep = ["srv/own/**"]
 	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline"); !strings.Contains(cmdline, "vmlinuz-6.1.0-99-cloud-amd64") {
 		t.Errorf("the standby was started with %s", cmdline)
 	}
-	b.off(m, standbyAddr)
-	b.compareAs(m, second, "head", "srv/own")
 
 	// And back, while it runs, without erasing anything.
-	from := m.Console.Len()
-	if err := m.Start(b.ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Console.Await(b.ctx, from, regexp.MustCompile(`standby login:`)); err != nil {
-		t.Fatal(err)
-	}
 	b.doppel("deploy", "standby", "--image", first, "--in-place", "--watch", "--yes")
 	b.doppel("sync", "status")
 	b.reboot(m, standbyAddr)
