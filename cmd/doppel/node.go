@@ -281,10 +281,17 @@ func printNode(w io.Writer, n cluster.Node) error {
 	row("note", nodeNote(n))
 	row("default image", n.Image)
 	row("runs", n.Runs)
+	if n.Held {
+		row("follows", "no: doppel sync resume --node "+n.Name)
+	}
 	row("kernel", printable(n.Kernel))
 	row("disk GUID", printable(n.UpFrom))
 	if n.Install != nil {
 		row("last install", fmt.Sprintf("%s of %s, armed %s", n.Install.ID, n.Install.Image, n.Install.Armed.Local().Format(time.DateTime)))
+	}
+	if u := n.Update; u != nil {
+		row("last update", fmt.Sprintf("to %s, ordered %s", u.Image, u.Ordered.Local().Format(time.DateTime)))
+		row("", u.Result)
 	}
 	return t.Flush()
 }

@@ -73,7 +73,7 @@ func Image(ctx context.Context, o Options) (rows []Row, err error) {
 	if err := b.startSSHD(ctx); err != nil {
 		return nil, err
 	}
-	for _, part := range []func(context.Context) error{b.first, b.unchanged, b.restores, b.verifies, b.upgrade, b.memory, b.million} {
+	for _, part := range []func(context.Context) error{b.first, b.unchanged, b.restores, b.verifies, b.upgrade, b.resync, b.memory, b.million} {
 		if err := part(ctx); err != nil {
 			return b.rows, err
 		}
@@ -330,6 +330,39 @@ func (b *bench) upgrade(ctx context.Context) error {
 			after, err := size(p.stored)
 			return [2]float64{float64(report.Added) / 1e6, float64(after-before) / 1e6}, err
 		}})
+}
+
+// resync is a capture and the restore of what it came to into a tree that was
+// equal to the version before, beside one rsync from the head to such a tree:
+// when nothing has changed, and after an upgrade.
+func (b *bench) resync(ctx context.Context) error {
+	if !b.wants("sync-unchanged-time", "sync-upgrade-time") {
+		return nil
+	}
+	state, standby, copied := b.dir("state"), b.dir("standby"), b.dir("copy")
+	restore := b.command(state, "image restore head "+quote(standby)+" --delete --yes")
+	own := side{name: "doppel", script: b.capture(state, "") + " && " + restore}
+	peer := side{name: "rsync", title: "rsync -aHAX --delete", script: b.rsync(copied)}
+	// Both trees are equal to the first version before each round.
+	if err := b.useTree(ctx, 1); err != nil {
+		return err
+	}
+	before := b.dir("copy.base")
+	own.prepare = b.copied(b.dir("state.first"), state) + " && " + restore
+	peer.prepare = fmt.Sprintf("mkdir -p %[2]s && rsync -aHAX --delete %[1]s/ %[2]s/", quote(before), quote(copied))
+	if err := b.must(ctx, fmt.Sprintf("mkdir -p %s && %s", quote(before), b.rsync(before))); err != nil {
+		return err
+	}
+	b.say("capture and restore, nothing changed")
+	err := b.compare(ctx, own, []side{peer}, figure{name: "sync-unchanged-time", unit: "s", goal: goal{figure: "ratio", most: 0.7}, of: seconds})
+	if err != nil {
+		return err
+	}
+	if err := b.useTree(ctx, 2); err != nil {
+		return err
+	}
+	b.say("capture and restore after an upgrade")
+	return b.compare(ctx, own, []side{peer}, figure{name: "sync-upgrade-time", unit: "s", goal: goal{figure: "ratio", most: 0.5}, of: seconds})
 }
 
 // changed is how many MB the changed files are when they are compressed, with
