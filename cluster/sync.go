@@ -14,6 +14,7 @@ type Sync struct {
 	Paused   time.Time `json:"paused,omitzero"`
 	Last     *Round    `json:"last,omitempty"` // the last round that ended
 	Good     *Round    `json:"good,omitempty"` // the last that did not fail
+	Full     time.Time `json:"full,omitzero"`  // when the source was last read anew
 	Failures int       `json:"failures,omitempty"`
 }
 
@@ -23,6 +24,7 @@ type Round struct {
 	Ended     time.Time `json:"ended"`
 	Version   string    `json:"version,omitempty"` // NAME@VERSION that the source is equal to
 	Unchanged bool      `json:"unchanged,omitempty"`
+	Full      bool      `json:"full,omitempty"`     // the source was read anew
 	Read      int64     `json:"read,omitempty"`     // bytes, on the source
 	Sent      int64     `json:"sent,omitempty"`     // bytes, by the source
 	Added     int64     `json:"added,omitempty"`    // bytes, to the store
@@ -108,6 +110,9 @@ func (c EndRound) apply(s *state, at time.Time) error {
 		}
 	default:
 		v.Failures, v.Good = 0, new(c.Round)
+		if c.Full || before.Good == nil { // the first one reads everything
+			v.Full = c.Ended
+		}
 		if before.Failures > 0 {
 			s.tell(at, "sync", nil, fmt.Sprintf("%s is captured again, after %d rounds that failed", c.Image, before.Failures))
 		}

@@ -23,8 +23,15 @@ func TestSync(t *testing.T) {
 	if v := c.Sync("head"); v.Failures != 0 || !v.Last.Unchanged || v.Good.Begun != v.Last.Begun || v.Good.Version != "head@1" {
 		t.Errorf("%+v %+v", v, v.Last)
 	}
+	if v := c.Sync("head"); v.Full != begun.Add(5*time.Second) {
+		t.Errorf("read anew at %v", v.Full)
+	}
+	commit(t, c, round(20, Round{Version: "head@1", Unchanged: true, Full: true}))
+	if v := c.Sync("head"); v.Full != begun.Add(20*time.Minute+5*time.Second) {
+		t.Errorf("read anew at %v", v.Full)
+	}
 	commit(t, c, round(30, Round{Failed: "no route to host"}), round(31, Round{Failed: "no route to host"}), round(33, Round{Failed: "permission denied"}))
-	if v := c.Sync("head"); v.Failures != 3 || v.Last.Failed != "permission denied" || v.Good.Begun != begun.Add(15*time.Minute) {
+	if v := c.Sync("head"); v.Failures != 3 || v.Last.Failed != "permission denied" || v.Good.Begun != begun.Add(20*time.Minute) {
 		t.Errorf("%+v", v)
 	}
 	commit(t, c, round(40, Round{Version: "head@2"}), PauseSync{Image: "head", Paused: true})

@@ -72,7 +72,7 @@ machine whose image they run:
   interval = "15m"                # from the beginning of one round to that of the next
   jitter = "1m"                   # at most so much later
   windows = ["Mon-Fri 20:00-06:00", "Sat,Sun"]  # when rounds may begin; left out: at any time
-  full_every = "168h"             # once in so long the source is read anew, and nodes are compared by content
+  full_every = "168h"             # once in so long every file of the source is read anew
   identity = "/root/.ssh/id_ed25519"            # these are as in doppel capture:
   known_hosts = "/root/.ssh/known_hosts"
   sudo = false

@@ -57,7 +57,6 @@ type oneSync struct {
 	mu      sync.Mutex
 	running time.Time      // since when a round is under way
 	last    *cluster.Round // newer than the cluster's state: nothing had changed
-	full    time.Time      // when the source was last read anew
 	tries   map[string]int // how often a node that failed was tried again
 	stopped string
 }
@@ -116,14 +115,16 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	o.mu.Lock()
 	o.running = begun
 	o.mu.Unlock()
-	report, err := s.capture(ctx, o)
+	before := s.d.cluster.Sync(o.Image)
+	full := !before.Full.IsZero() && begun.Sub(before.Full) >= o.FullEvery
+	report, err := s.capture(ctx, o, full)
 	o.mu.Lock()
 	o.running = time.Time{}
 	o.mu.Unlock()
 	if ctx.Err() != nil {
 		return // the daemon ends: this was no failure of anybody's
 	}
-	r := cluster.Round{Begun: begun, Ended: s.d.cluster.Now()}
+	r := cluster.Round{Begun: begun, Ended: s.d.cluster.Now(), Full: full}
 	switch {
 	case report != nil:
 		r.Version, r.Unchanged = fmt.Sprintf("%s@%d", report.Image, report.Version), report.Unchanged
@@ -135,8 +136,7 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 		r.Failed = err.Error()
 		s.log.Error("the round failed", "image", o.Image, "source", o.Source, "error", err)
 	}
-	before := s.d.cluster.Sync(o.Image)
-	if !wanted && r.Failed == "" && r.Unchanged && before.Failures == 0 && before.Last != nil && r.Ended.Sub(before.Last.Ended) < keepEvery {
+	if !wanted && !full && r.Failed == "" && r.Unchanged && before.Failures == 0 && before.Last != nil && r.Ended.Sub(before.Last.Ended) < keepEvery {
 		o.mu.Lock()
 		o.last = &r
 		o.mu.Unlock()
@@ -151,10 +151,10 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	}
 }
 
-// capture is one capture of the source.
-func (s *syncer) capture(ctx context.Context, o *oneSync) (*imaging.CaptureReport, error) {
+// capture is one capture of the source, which is read anew if that is due.
+func (s *syncer) capture(ctx context.Context, o *oneSync, full bool) (*imaging.CaptureReport, error) {
 	flags := o.Capture
-	flags.full = s.d.cluster.Now().Sub(o.lastFull()) >= o.FullEvery
+	flags.full = full
 	h, err := reach(ctx, &flags, o.Source)
 	if err != nil {
 		return nil, err
@@ -163,23 +163,7 @@ func (s *syncer) capture(ctx context.Context, o *oneSync) (*imaging.CaptureRepor
 	if e := h.close(); e != nil {
 		s.log.Warn("leaving the source", "source", o.Source, "error", e)
 	}
-	if report != nil && flags.full {
-		o.mu.Lock()
-		o.full = s.d.cluster.Now()
-		o.mu.Unlock()
-	}
 	return report, err
-}
-
-// lastFull is when the source was last read anew; the first capture of this
-// daemon trusts those before it, and begins to count.
-func (o *oneSync) lastFull() time.Time {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.full.IsZero() {
-		o.full = time.Now()
-	}
-	return o.full
 }
 
 // prune removes versions that no rule keeps.

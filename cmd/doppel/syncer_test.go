@@ -168,6 +168,16 @@ func TestSyncRounds(t *testing.T) {
 	ts.now = ts.now.Add(5 * time.Minute)
 	ts.shows("last round  5 min ago: new version head@2", "next round  in 10 min", "2 versions, the latest is head@2")
 
+	// Once a week everything is read anew, though nothing seems to have changed.
+	ts.now = ts.now.Add(8 * 24 * time.Hour)
+	if s := ts.round(false); !s.Last.Full || !s.Last.Unchanged || s.Last.Read == 0 || !s.Full.Equal(ts.d.cluster.Now()) {
+		t.Errorf("%+v, read anew at %v", s.Last, s.Full)
+	}
+	ts.now = ts.now.Add(time.Second)
+	if s := ts.round(false); s.Last.Full || s.Last.Read != 0 {
+		t.Errorf("%+v", s.Last)
+	}
+
 	// A source that is not there fails, is told once, and does not hurt what is there.
 	if err := os.Rename(ts.root, ts.root+".away"); err != nil {
 		t.Fatal(err)
@@ -176,7 +186,7 @@ func TestSyncRounds(t *testing.T) {
 		ts.now = ts.now.Add(time.Minute)
 		ts.round(false)
 	}
-	ts.shows("failed: ", "3 rounds in a row failed; the last that did not was 8 min ago", "next round  in 2 min")
+	ts.shows("failed: ", "3 rounds in a row failed; the last that did not was 3 min ago", "next round  in 2 min")
 	if events := ts.d.cluster.Events(0, cluster.Filter{Kind: "sync-failed"}); len(events) != 1 {
 		t.Errorf("events: %+v", events)
 	}
