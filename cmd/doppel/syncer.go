@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -54,6 +55,8 @@ type oneSync struct {
 	syncConfig
 	loop *resync.Loop
 
+	far *farEnd // of captures, between rounds; nil: none is kept. The loop's own
+
 	mu      sync.Mutex
 	running time.Time      // since when a round is under way
 	last    *cluster.Round // newer than the cluster's state: nothing had changed
@@ -76,7 +79,11 @@ func newSyncer(d *daemon) *syncer {
 func (s *syncer) run(ctx context.Context, group *errgroup.Group) {
 	for _, o := range s.syncs {
 		if o.Source != "" {
-			group.Go(func() error { o.loop.Run(ctx); return nil })
+			group.Go(func() error {
+				defer func() { s.leave(o) }()
+				o.loop.Run(ctx)
+				return nil
+			})
 		}
 		if len(o.Nodes) > 0 {
 			group.Go(func() error { s.follow(ctx, o); return nil })
@@ -155,15 +162,72 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 func (s *syncer) capture(ctx context.Context, o *oneSync, full bool) (*imaging.CaptureReport, error) {
 	flags := o.Capture
 	flags.full = full
-	h, err := reach(ctx, &flags, o.Source)
-	if err != nil {
-		return nil, err
+	if o.far == nil {
+		h, err := reach(ctx, &flags, o.Source)
+		if err != nil {
+			return nil, err
+		}
+		o.far = &farEnd{host: h}
+	}
+	h := o.far.host
+	if o.stays() {
+		h = o.far.through()
 	}
 	report, err := captureBetween(ctx, s.d.g, flags, s.d.catalog, h, io.Discard)
-	if e := h.close(); e != nil {
-		s.log.Warn("leaving the source", "source", o.Source, "error", e)
+	if err != nil || !o.stays() {
+		s.leave(o)
 	}
 	return report, err
+}
+
+// stayFor is the longest time between rounds for which a source is not left: to
+// reach it anew takes as long as a round that changes nothing, but what stays
+// there takes memory.
+const stayFor = time.Minute
+
+func (o *oneSync) stays() bool { return o.Source != local && o.Schedule.Every <= stayFor }
+
+// farEnd is a source that was reached, with the far end of captures there once
+// one has begun.
+type farEnd struct {
+	host *host
+	src  imaging.Source
+}
+
+// through is the host, whose captures leave the far end as it is.
+func (f *farEnd) through() *host {
+	h := *f.host
+	h.source = func(ctx context.Context) (imaging.Source, error) {
+		if f.src == nil {
+			src, err := f.host.source(ctx)
+			if err != nil {
+				return nil, err
+			}
+			f.src = src
+		}
+		return staying{f.src}, nil
+	}
+	return &h
+}
+
+// staying is a source that Close leaves open.
+type staying struct{ imaging.Source }
+
+func (staying) Close() error { return nil }
+
+// leave leaves a sync's source, if it was reached.
+func (s *syncer) leave(o *oneSync) {
+	if o.far == nil {
+		return
+	}
+	var err error
+	if o.far.src != nil {
+		err = o.far.src.Close()
+	}
+	if err = errors.Join(err, o.far.host.close()); err != nil {
+		s.log.Warn("leaving the source", "source", o.Source, "error", err)
+	}
+	o.far = nil
 }
 
 // prune removes versions that no rule keeps.
