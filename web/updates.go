@@ -37,6 +37,10 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), cmp.Or(m.Patience, patience))
 	defer cancel()
+	// Hundreds of nodes wait while others report their progress: what changes is
+	// looked at together.
+	pace := time.NewTicker(followEvery)
+	defer pace.Stop()
 	for changed := m.Cluster.Watch(ctx); ; {
 		if n.Update.Pending() {
 			return m.orderUpdate(r.Context(), n)
@@ -50,6 +54,10 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 		case _, ok := <-changed:
 			if !ok {
 				return nil, nil
+			}
+			select {
+			case <-pace.C:
+			case <-ctx.Done():
 			}
 		case <-m.Ending:
 			return nil, nil
