@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"doppel/clone"
 )
 
 //go:embed testdata/change-head.sh
@@ -96,6 +98,7 @@ keep = ["srv/own/**"]
 	}
 	b.off(m, standbyAddr)
 	b.compareAs(m, first, "head", "srv/own")
+	b.rsyncAs(m, first, "head", "srv/own")
 	if n := b.node("standby"); n.Runs != first {
 		t.Errorf("the standby is said to run %s, not %s", n.Runs, first)
 	}
@@ -175,6 +178,35 @@ func (b *bench) compareAs(m *Machine, ref, role, kept string) {
 			b.t.Errorf("the standby is not %s: %s", ref, line)
 		}
 	}
+}
+
+// rsyncAs has rsync say, by checksums, in what a node's disk differs from a
+// version, but for the table of identity files and what a policy keeps. Times of
+// directories in which those lie are not its to judge.
+func (b *bench) rsyncAs(m *Machine, ref, role, kept string) {
+	b.t.Helper()
+	restored, exclude := filepath.Join(b.Dir, "restored"), filepath.Join(b.Dir, "exclude")
+	b.doppel("image", "restore", ref, restored)
+	patterns := "/" + kept + "\n"
+	for _, r := range clone.Identity(role).Rules() {
+		patterns += "/" + strings.TrimSuffix(r.Pattern, "/**") + "\n"
+	}
+	if err := os.WriteFile(exclude, []byte(patterns), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	var out strings.Builder
+	err := OnDisk(b.ctx, m.Disk, filepath.Join(b.Dir, "mnt"), &out, "rsync", "-aHAXnci", "--delete", "--exclude-from="+exclude, restored+"/", "@ROOT@/")
+	if err != nil {
+		b.t.Fatalf("rsync: %v\n%s", err, out.String())
+	}
+	seen := false
+	for line := range strings.Lines(out.String()) {
+		if !strings.HasPrefix(line, ".d..t......") {
+			b.t.Errorf("rsync would change: %s", line)
+		}
+		seen = true
+	}
+	b.t.Logf("rsync of %s found times of directories that differ: %v", ref, seen)
 }
 
 // newBenchWith is newBench with more configuration, which is in force from the
