@@ -334,15 +334,16 @@ func (b *bench) upgrade(ctx context.Context) error {
 
 // resync is a capture and the restore of what it came to into a tree that was
 // equal to the version before, beside one rsync from the head to such a tree:
-// when nothing has changed, and after an upgrade.
+// when nothing has changed, and after an upgrade. Both count until all is on
+// the disk.
 func (b *bench) resync(ctx context.Context) error {
 	if !b.wants("sync-unchanged-time", "sync-upgrade-time") {
 		return nil
 	}
 	state, standby, copied := b.dir("state"), b.dir("standby"), b.dir("copy")
 	restore := b.command(state, "image restore head "+quote(standby)+" --delete --yes")
-	own := side{name: "doppel", script: b.capture(state, "") + " && " + restore}
-	peer := side{name: "rsync", title: "rsync -aHAX --delete", script: b.rsync(copied)}
+	own := side{name: "doppel", script: b.capture(state, "") + " && " + restore, synced: standby}
+	peer := side{name: "rsync", title: "rsync -aHAX --delete, synced", script: b.rsync(copied), synced: copied}
 	// Both trees are equal to the first version before each round.
 	if err := b.useTree(ctx, 1); err != nil {
 		return err
