@@ -28,7 +28,7 @@ const standbyAddr = "10.77.0.12"
 // starts with the new kernel, and comes back to the version before when it is
 // told to.
 func TestResync(t *testing.T) {
-	b := newBenchWith(t, 25*time.Minute, `
+	b := newBenchWith(t, 40*time.Minute, `
 [[sync]]
 image = "head"
 source = "root@head"
