@@ -230,18 +230,25 @@ func TestNodeUpdates(t *testing.T) {
 // An update that the head takes back stops, and the node asks for other work.
 func TestNodeUpdateTakenBack(t *testing.T) {
 	n := newTestNode(t)
-	n.refuse = clone.StageApply
+	n.refuse = clone.StagePre
+	told := make(chan struct{})
+	programs := n.machine
+	n.machine = &clone.Recorder{Out: io.Discard, Ran: func(c clone.Command) error {
+		<-told // the update gets no further before its head has refused it
+		return programs.Run(t.Context(), c)
+	}}
 	access := imageOf(t, headFiles(map[string]string{"etc/motd": "welcome\n"}))
-	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
+	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Pre: "true", Access: access})
 	n.obeying(t)
 	for w := range n.words {
-		if w.Stage == clone.StageApply {
+		if w.Stage == clone.StagePre {
 			break
 		}
 	}
 	n.mu.Lock()
 	n.refuse = ""
 	n.mu.Unlock()
+	close(told)
 	n.order(&clone.UpdateOrders{ID: "U2", Image: "head@2", Access: access})
 	if w := n.last(t); w.Stage != clone.StageFinish || w.Install != "U2" {
 		t.Errorf("%+v", w)
