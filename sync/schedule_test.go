@@ -153,7 +153,9 @@ func TestRoll(t *testing.T) {
 	}
 }
 
-// rounds is a loop whose rounds take a while, with what it did.
+// rounds is a loop whose rounds take a while, with what it did. It runs in a
+// bubble of testing/synctest, where time is not real: to sleep is to move the
+// clock on once all goroutines wait, so nothing is raced and nothing takes long.
 type rounds struct {
 	last  Last
 	fail  bool
