@@ -39,6 +39,10 @@
 //	            is as true here as on the head, else made
 //	agent       the agent, its unit, the node's credentials
 //
+// Update makes a node that runs equal to an image, in place, through stages of
+// its own: check, pre, apply, identity, bootloader, settle, post. The table of
+// identity files says what the node keeps.
+//
 // # Guarantees
 //
 // Whatever stops an install (power, a fault, the operator), doing it again with

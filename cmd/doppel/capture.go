@@ -44,7 +44,7 @@ func newCapture(g *globals) *cobra.Command {
 		Long: `Capture reads the tree at --root of a host over SSH, while it runs, and stores
 it as the next version of an image. Nothing needs to be installed on the host,
 and nothing is left there. HOST "local" captures this machine, without SSH;
-"node:NODE" a node that doppel installed, through its agent.
+"node:NODE" a node that doppel installed, through its agent and doppel serve.
 
 Left out are the contents of /proc, /sys, /dev, /run, /tmp and /var/tmp, of
 network and virtual file systems, and doppel's own state; the mount points

@@ -171,6 +171,9 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 			bad("%s: %v; name the host as [USER@]HOST[:PORT], or local for this machine", at("source"), err)
 		}
 	}
+	if strings.HasPrefix(f.Source, nodePrefix) && (f.Pre != "" || f.Post != "") {
+		bad("%s: no command can be run on a node through its agent: leave pre_capture and post_capture out, or name the host as [USER@]HOST", at("source"))
+	}
 	if err := c.Capture.check(f.Source); err != nil {
 		bad("%s: %v", at("source"), err)
 	}

@@ -313,6 +313,7 @@ func TestSyncConfig(t *testing.T) {
 		{"image = \"head\"", "sync 1, nodes: there is neither a source nor a node"},
 		{"image = \"head\"\nsource = \"root@\"", "sync 1, source: "},
 		{"image = \"head\"\nsource = \"local\"\nsudo = true", "sync 1, source: --sudo means nothing for local"},
+		{"image = \"head\"\nsource = \"node:standby\"\npre_capture = \"true\"", "sync 1, source: no command can be run on a node"},
 		{"image = \"head\"\nsource = \"local\"\ninterval = \"soon\"", "sync 1, interval: \"soon\" is not a duration"},
 		{"image = \"head\"\nsource = \"local\"\ninterval = \"10ms\"", "of 1s or more"},
 		{"image = \"head\"\nsource = \"local\"\nwindows = [\"never\"]", "sync 1, windows: \"never\" is no window"},
