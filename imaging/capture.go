@@ -26,7 +26,8 @@ type CaptureOptions struct {
 	Exclude       []string
 	OneFileSystem bool
 	Limits        Limits
-	Full          bool // read every file, whatever the last capture knew
+	Full          bool   // read every file, whatever the last capture knew
+	Watch         *Watch // nil: nobody watches the source between captures
 	Progress      func(CaptureProgress)
 	Log           *slog.Logger // nil: the catalog's
 }
@@ -61,6 +62,9 @@ type CaptureReport struct {
 	Vanished   []string     `json:"vanished"` // went away while the tree was walked
 	Lost       []Note       `json:"lost"`     // what the source could not carry
 	Secrets    []SecretFile `json:"secrets"`
+	Watched    bool         `json:"watched,omitempty"` // only what has changed was looked at
+	Rescan     string       `json:"rescan,omitempty"`  // why everything was, though the source is to be watched
+	Missed     []string     `json:"missed,omitempty"`  // some of what had changed without the watch having seen it
 }
 
 // Partial tells whether the version is not all that the tree was: a file
@@ -113,6 +117,7 @@ type capture struct {
 	keys    store.Keys
 	sink    *captureSink
 	started time.Time
+	blob    store.ID // of the version's manifest, once there is one
 }
 
 func newCapture(c *Catalog, st *store.Dir, src Source, o CaptureOptions) *capture {
@@ -120,6 +125,10 @@ func newCapture(c *Catalog, st *store.Dir, src Source, o CaptureOptions) *captur
 }
 
 func (k *capture) run(ctx context.Context) (*CaptureReport, error) {
+	watch := k.watching()
+	if r, err := k.unchanged(ctx, watch); r != nil || err != nil {
+		return r, err
+	}
 	before, err := blobBytes(ctx, k.st)
 	if err != nil {
 		return nil, err
@@ -139,7 +148,7 @@ func (k *capture) run(ctx context.Context) (*CaptureReport, error) {
 	if err != nil && !late {
 		return nil, fmt.Errorf("describe the host: %w", err)
 	}
-	if err := k.scan(ctx, vault); err != nil {
+	if err := k.scan(ctx, vault, watch); err != nil {
 		return nil, err
 	}
 	if late {
@@ -162,6 +171,7 @@ func (k *capture) run(ctx context.Context) (*CaptureReport, error) {
 	}
 	r.BytesAdded = after - before
 	r.Seconds = time.Since(k.started).Seconds()
+	watch.end(ctx, k, r)
 	return r, nil
 }
 
@@ -179,7 +189,7 @@ func blobBytes(ctx context.Context, st store.Store) (int64, error) {
 
 // scan lets the source be scanned and makes durable what came of it, also when
 // it broke off.
-func (k *capture) scan(ctx context.Context, vault *store.Vault) error {
+func (k *capture) scan(ctx context.Context, vault *store.Vault, watch *watched) error {
 	w := vault.NewWriter()
 	defer w.Close()
 	cache, err := beginCache(k.cachePath(), k.o.Full, k.o.Log)
@@ -188,7 +198,9 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault) error {
 	}
 	defer cache.close()
 	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress}
-	req := ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits}
+	defer k.sink.close()
+	req := k.request()
+	watch.request(k, &req)
 	err = k.src.Scan(ctx, req, k.sink)
 	if err == nil {
 		if err = w.Commit(ctx); err == nil {
@@ -204,6 +216,11 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault) error {
 		}
 	}
 	return err
+}
+
+// request says what to scan.
+func (k *capture) request() ScanRequest {
+	return ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits}
 }
 
 // cachePath is where the capture cache of this image and root is.
@@ -269,6 +286,7 @@ func (k *capture) record(ctx context.Context, vault *store.Vault, m *Manifest) (
 			return nil, err
 		}
 	}
+	k.blob = v.Blob
 	return k.report(v, unchanged), nil
 }
 
@@ -314,7 +332,7 @@ func (k *capture) report(v Version, unchanged bool) *CaptureReport {
 		}
 	}
 	for _, s := range k.sink.secrets {
-		s.Detected = detected[s.Path]
+		s.Detected = s.Detected || detected[s.Path]
 		r.Secrets = append(r.Secrets, s)
 	}
 	return r

@@ -54,6 +54,12 @@ func (s *scan) collect(ctx context.Context) error {
 
 // item takes the next item.
 func (c *collector) item(ctx context.Context, it *item) error {
+	if it.same {
+		if err := c.flush(ctx); err != nil {
+			return err
+		}
+		return c.sink.Same(ctx, it.node.Path)
+	}
 	if it.also && !it.link.broken {
 		return c.emit(ctx, it, Entry{
 			Path:   it.node.Path,

@@ -1,6 +1,7 @@
 package imaging
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,22 +41,56 @@ func (t *LocalTree) Root(ctx context.Context) (Dir, error) {
 // Mounts reads the mount table of this process. A machine without /proc tells
 // nothing.
 func (t *LocalTree) Mounts(ctx context.Context) (*Mounts, error) {
+	root, err := t.resolved()
+	if err != nil {
+		return nil, err
+	}
+	table, err := readMountinfo()
+	if err != nil || table == nil {
+		return nil, err
+	}
+	return ReadMounts(bytes.NewReader(table), root)
+}
+
+// resolved is the root's absolute path, without symbolic links.
+func (t *LocalTree) resolved() (string, error) {
 	root, err := filepath.Abs(t.root)
 	if err != nil {
-		return nil, fmt.Errorf("find %s: %w", t.root, err)
+		return "", fmt.Errorf("find %s: %w", t.root, err)
 	}
 	if root, err = filepath.EvalSymlinks(root); err != nil {
-		return nil, fmt.Errorf("find %s: %w", t.root, err)
+		return "", fmt.Errorf("find %s: %w", t.root, err)
 	}
-	f, err := os.Open("/proc/self/mountinfo")
+	return root, nil
+}
+
+// readMountinfo reads the mount table of this process; nil: there is none.
+func readMountinfo() ([]byte, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read mounts: %w", err)
 	}
-	defer f.Close()
-	return ReadMounts(f, root)
+	return table, nil
+}
+
+// dir opens a directory of the tree.
+func (t *LocalTree) dir(ctx context.Context, path string) (*localDir, error) {
+	d, err := t.Root(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for element := range elements(path) {
+		next, err := d.Dir(ctx, element)
+		d.Close()
+		if err != nil {
+			return nil, err
+		}
+		d = next
+	}
+	return d.(*localDir), nil
 }
 
 // openRetry is openat(2) with O_CLOEXEC, again when a signal came in between.
@@ -252,11 +287,16 @@ type LocalOption func(*local)
 func WithClock(now func() time.Time) LocalOption { return func(l *local) { l.now = now } }
 
 type local struct {
-	root string
-	now  func() time.Time
+	root  string
+	now   func() time.Time
+	watch *watching // nil: nothing was ever watched
 }
 
-// NewLocal is the Source of this machine's tree at root.
+var _ Watcher = (*local)(nil)
+
+// NewLocal is the Source of this machine's tree at root. It is a Watcher, where
+// the kernel can (fanotify(7) with directory handles and names, Linux 5.9) and
+// the process may (root).
 func NewLocal(root string, opts ...LocalOption) Source {
 	l := &local{root: root, now: time.Now}
 	for _, o := range opts {
@@ -270,12 +310,43 @@ func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, erro
 }
 
 func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
-	tree, sink, undo := req.Limits.held(NewLocalTree(l.path(req.Root)), sink)
+	plain := NewLocalTree(l.path(req.Root))
+	tree, sink, undo := req.Limits.held(plain, sink)
 	defer undo()
-	return scanTree(ctx, tree, req, sink, l.now)
+	if req.Mark == 0 {
+		return scanTree(ctx, tree, req, sink, l.now, nil)
+	}
+	if l.watch == nil {
+		l.watch = &watching{}
+	}
+	l.watch.tree = plain
+	part, why, err := l.watch.begin(ctx, req)
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		if err := sink.Note(ctx, Note{Kind: NoteRescan, Detail: why}); err != nil {
+			return err
+		}
+	}
+	err = scanTree(ctx, tree, req, sink, l.now, part)
+	l.watch.end(req, part, err)
+	return err
 }
 
-func (l *local) Close() error { return nil }
+func (l *local) Quiet(ctx context.Context, since Mark) (bool, error) {
+	if l.watch == nil {
+		return false, nil
+	}
+	return l.watch.quiet(since)
+}
+
+func (l *local) Close() error {
+	if l.watch != nil {
+		l.watch.stop()
+	}
+	return nil
+}
 
 // path is where root is: the one asked for, or by default the source's own.
 func (l *local) path(root string) string {

@@ -151,13 +151,20 @@ type place struct {
 // excluded tells whether the contents at a path are left out for other
 // reasons, so that a second way there is the only one.
 func (m *Mounts) left(excluded func(path string) bool) map[string]left {
-	out := make(map[string]left)
+	_, out := m.survey(excluded)
+	return out
+}
+
+// survey tells of left, and which mounts are part of the tree, that of its root
+// first.
+func (m *Mounts) survey(excluded func(path string) bool) (places []place, out map[string]left) {
+	out = make(map[string]left)
 	if m.base < 0 {
-		return out
+		return nil, out
 	}
 	base := m.list[m.base]
 	rest, _ := within(base.dir, m.root)
-	places := []place{{m.base, ".", path.Join(base.root, rest)}}
+	places = []place{{m.base, ".", path.Join(base.root, rest)}}
 	for i, e := range m.list {
 		rel, ok := within(m.root, e.dir)
 		if !ok || rel == "" || m.at(e.dir) != i {
@@ -175,7 +182,7 @@ func (m *Mounts) left(excluded func(path string) bool) map[string]left {
 		m.inner(p, places, out)
 		places = append(places, p)
 	}
-	return out
+	return places, out
 }
 
 // again finds where what is mounted at p is in the tree already.

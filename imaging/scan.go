@@ -42,7 +42,7 @@ var ownPaths = [...]string{"proc", "sys", "dev", "run", "tmp", "var/tmp", "var/l
 // What changes while it is read is dealt with as the package says; that which
 // cannot be read at all, be it a single file, fails the scan.
 func ScanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink) error {
-	return scanTree(ctx, tree, req, sink, time.Now)
+	return scanTree(ctx, tree, req, sink, time.Now, nil)
 }
 
 // scan is one run of ScanTree. Its stages hand items on in the walk's order:
@@ -58,6 +58,7 @@ type scan struct {
 	mounts  *Mounts
 	left    map[string]left
 	rootDev uint64
+	part    *part // nil: of everything, and nothing is to be remembered
 
 	walked  chan []*item
 	batches chan []*item
@@ -72,8 +73,9 @@ type scan struct {
 	flying    flying
 }
 
-func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now func() time.Time) error {
+func scanTree(ctx context.Context, tree Tree, req ScanRequest, sink Sink, now func() time.Time, p *part) error {
 	s := &scan{
+		part:    p,
 		tree:    tree,
 		req:     req,
 		sink:    sink,

@@ -28,6 +28,7 @@ type collected struct {
 	blocks  int
 	total   ScanProgress
 	cached  func(Stamp) *Content
+	same    []string
 }
 
 func (c *collected) Cached(ctx context.Context, class []Class, files []Stamp) ([]*Content, error) {
@@ -85,6 +86,11 @@ func (c *collected) Note(ctx context.Context, n Note) error {
 	return nil
 }
 
+func (c *collected) Same(_ context.Context, path string) error {
+	c.same = append(c.same, path)
+	return nil
+}
+
 func (c *collected) Progress(p ScanProgress) { c.total = p }
 
 func (c *collected) entry(t *testing.T, path string) *Entry {
@@ -124,7 +130,7 @@ func scanDir(t *testing.T, tree Tree, req ScanRequest) *collected {
 
 func rescan(t *testing.T, tree Tree, req ScanRequest, c *collected) {
 	t.Helper()
-	if err := scanTree(t.Context(), tree, req, c, later); err != nil {
+	if err := scanTree(t.Context(), tree, req, c, later, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := NewEntries(c.entries...); err != nil {
@@ -242,7 +248,7 @@ func TestScanLateChanges(t *testing.T) {
 	old := time.Now().Add(-time.Hour)
 	must(t, os.Chtimes(root+"/touched", old, old))
 	c := &collected{chunks: make(map[store.Ref][]byte)}
-	must(t, scanTree(t.Context(), NewLocalTree(root), ScanRequest{}, c, time.Now))
+	must(t, scanTree(t.Context(), NewLocalTree(root), ScanRequest{}, c, time.Now, nil))
 	for i, s := range c.stamps {
 		if s != (Stamp{}) {
 			t.Errorf("%q has the stamp %+v", c.entries[i].Path, s)

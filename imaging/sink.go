@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 
 	"doppel/imaging/store"
@@ -15,6 +16,11 @@ type captureSink struct {
 	writer   *store.Writer
 	cache    *captureCache
 	progress func(CaptureProgress)
+
+	// before loads the entries of the scan that the request's Since names.
+	before func(context.Context) (*Entries, error)
+	last   *Entries     // these, once they are needed
+	copied *cacheReader // the last capture's cache, for what is the same; likewise
 
 	list    EntriesBuilder
 	notes   []Note
@@ -87,12 +93,68 @@ func (s *captureSink) Entries(ctx context.Context, entries []Entry, stamps []Sta
 		if err := s.list.Add(&entries[i]); err != nil {
 			return fmt.Errorf("what the source gave: %w", err)
 		}
-		if e := &entries[i]; e.Class != ClassNone {
-			s.secrets = append(s.secrets, SecretFile{Path: e.Path, Class: e.Class.String()})
-		}
+		s.secret(&entries[i])
 		s.cache.add(&entries[i], &stamps[i])
 	}
 	return nil
+}
+
+// Same takes what was in a directory at the last capture, and what its cache
+// knew of the files.
+func (s *captureSink) Same(ctx context.Context, path string) error {
+	if s.before == nil {
+		return fmt.Errorf("what the source gave: %q is as in an earlier scan, and none was named", path)
+	}
+	if s.last == nil {
+		var err error
+		if s.last, err = s.before(ctx); err != nil {
+			return err
+		}
+		if s.copied, err = openCache(s.cache.path); err != nil {
+			s.cache.log.Warn("what the last capture knew is lost in part", "path", s.cache.path, "error", err)
+		}
+	}
+	from, ok := s.last.Find(path)
+	if !ok {
+		return fmt.Errorf("what the source gave: %q is as in the last scan, which had nothing of that name", path)
+	}
+	for i, e := range s.last.From(from) {
+		if i > from && !strings.HasPrefix(e.Path, path+"/") {
+			break
+		}
+		if i == from && e.Kind != Directory {
+			return fmt.Errorf("what the source gave: %q is as in the last scan, where it was no directory", path)
+		}
+		if err := s.list.Add(e); err != nil {
+			return fmt.Errorf("what is as in the last scan: %w", err)
+		}
+		s.secret(e)
+		if e.Kind != Regular {
+			continue
+		}
+		r, err := s.copied.lookup(e.Path)
+		if err != nil {
+			s.cache.log.Warn("what the last capture knew is lost in part", "path", s.cache.path, "error", err)
+		}
+		if r != nil {
+			s.cache.new.add(r)
+		}
+	}
+	return nil
+}
+
+// secret lists an entry that is a secret.
+func (s *captureSink) secret(e *Entry) {
+	if e.Class != ClassNone {
+		s.secrets = append(s.secrets, SecretFile{Path: e.Path, Class: e.Class.String()})
+	}
+}
+
+// close lets go of what Same has opened.
+func (s *captureSink) close() {
+	if s.copied != nil {
+		s.copied.close()
+	}
 }
 
 func (s *captureSink) Note(ctx context.Context, n Note) error {

@@ -36,6 +36,25 @@ type ScanRequest struct {
 	Exclude       []string // globs against the path below Root; a directory's match leaves the directory and drops its contents
 	OneFileSystem bool
 	Limits        Limits
+
+	// Mark, when it is not zero, is what the next request may name this scan by
+	// in its Since: a Source that can watches the tree from before the scan on.
+	Mark Mark
+	// Since is the scan that this one is to be the continuation of: what has not
+	// changed since then is given as Same. A Source that does not know what has
+	// changed since then, or cannot watch, gives everything, with a NoteRescan.
+	Since Mark
+}
+
+// Mark names a scan. Zero names none.
+type Mark uint64
+
+// Watcher is a Source that can watch its tree between scans.
+type Watcher interface {
+	Source
+	// Quiet tells whether nothing has changed in the tree since the scan with
+	// that mark; not so, too, when that is not known.
+	Quiet(ctx context.Context, since Mark) (bool, error)
 }
 
 // Stamp is what makes a file the same file as last time, without reading it.
@@ -74,6 +93,10 @@ type Sink interface {
 	// by next time: it is no regular file, or it changed too lately to tell
 	// the next change from this one by its times.
 	Entries(ctx context.Context, entries []Entry, stamps []Stamp) error
+	// Same says that the directory at path, with all that is below it, is as it
+	// was given in the scan that the request's Since names. It stands in the place
+	// of their entries, in the order of these.
+	Same(ctx context.Context, path string) error
 	// Note takes a remark about a path.
 	Note(ctx context.Context, n Note) error
 	// Progress takes running totals, a few times a second.
@@ -88,6 +111,7 @@ const (
 	NoteLost     NoteKind = "lost"     // the source could not carry some metadata (SFTP)
 	NoteSecret   NoteKind = "secret"   // a secret, with its class
 	NoteVanished NoteKind = "vanished" // was there when listed, gone when read
+	NoteRescan   NoteKind = "rescan"   // why everything is looked at, and not only what has changed; of no path
 )
 
 // Note is a remark about a path that belongs in the capture's report.

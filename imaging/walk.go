@@ -17,6 +17,7 @@ type item struct {
 	link  *linked // it has several names
 	also  bool    // it is not the first of them
 	gone  bool    // vanished: there is no entry, only notes
+	same  bool    // a directory that is as in the scan before, with all in it
 	loose bool    // it was not still while it was read: not to be known by its stamp
 	notes []Note
 
@@ -180,7 +181,7 @@ func (w *walker) enter(ctx context.Context, d Dir, path string) error {
 	}
 	if own && path != "." {
 		ref.release()
-		return w.add(ctx, &item{node: opaque(self)})
+		return w.addOpaque(ctx, self)
 	}
 	// What has no more names to come need not be kept open: so a chain of
 	// single directories, however deep, holds two of them.
@@ -286,7 +287,7 @@ func (w *walker) visit(ctx context.Context, l *level, name string) error {
 	if isLeft && why.remote {
 		// Its server may be gone, and then even stat(2) never returns. What is
 		// known is that it is a directory.
-		return w.add(ctx, &item{node: opaque(Node{Entry: Entry{Path: path, Kind: Directory, Mode: 0o755}})})
+		return w.addOpaque(ctx, Node{Entry: Entry{Path: path, Kind: Directory, Mode: 0o755}})
 	}
 	n, err := l.dir.open.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -299,7 +300,12 @@ func (w *walker) visit(ctx context.Context, l *level, name string) error {
 	excluded := matchAny(w.exclude, path)
 	if n.Kind == Directory {
 		if excluded || isLeft || isOwn(path) || w.otherFileSystem(&n) {
-			return w.add(ctx, &item{node: opaque(n)})
+			return w.addOpaque(ctx, n)
+		}
+		if w.part.clean(path) {
+			it := &item{same: true}
+			it.node.Path = path
+			return w.add(ctx, it)
 		}
 		d, err := l.dir.open.Dir(ctx, name)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -322,12 +328,13 @@ func (w *walker) otherFileSystem(n *Node) bool {
 	return w.req.OneFileSystem && (n.Dev != w.rootDev || w.mounts != nil && w.mounts.mounted(n.Path))
 }
 
-// opaque is a directory without its contents, and without the time of its
+// addOpaque adds a directory without its contents, and without the time of its
 // last change, which would tell about them alone and be another every time.
-func opaque(n Node) Node {
+func (w *walker) addOpaque(ctx context.Context, n Node) error {
 	n.Opaque = true
 	n.MTime = Time{}
-	return n
+	w.part.opaque(n.Path)
+	return w.add(ctx, &item{node: n})
 }
 
 // leaf takes what is no directory.
@@ -347,6 +354,7 @@ func (w *walker) leaf(ctx context.Context, l *level, name string, n Node) error 
 		}
 	}
 	if n.Links > 1 && n.Ino != 0 {
+		w.part.link(&n)
 		key := [2]uint64{n.Dev, n.Ino}
 		if it.link = w.links[key]; it.link != nil {
 			it.also = true

@@ -174,6 +174,12 @@ func (a *agentSource) Scan(ctx context.Context, req imaging.ScanRequest, sink im
 	return a.explain(ctx, a.client.Scan(ctx, req, sink), "capturing")
 }
 
+// Quiet implements imaging.Watcher.
+func (a *agentSource) Quiet(ctx context.Context, since imaging.Mark) (bool, error) {
+	quiet, err := a.client.Quiet(ctx, since)
+	return quiet, a.explain(ctx, err, "asking what has changed")
+}
+
 // explain finds out what an error of the stream means: a lost connection, an
 // agent that died, or neither.
 func (a *agentSource) explain(ctx context.Context, err error, during string) error {

@@ -470,6 +470,8 @@ func (s *treeSink) Entries(_ context.Context, entries []imaging.Entry, _ []imagi
 	return nil
 }
 
+func (s *treeSink) Same(context.Context, string) error { return errors.New("the same as what?") }
+
 func (s *treeSink) Note(_ context.Context, n imaging.Note) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -59,6 +59,7 @@ func (s *memorySink) Entries(ctx context.Context, entries []imaging.Entry, stamp
 	return nil
 }
 
+func (s *memorySink) Same(context.Context, string) error             { return errors.New("the same as what?") }
 func (s *memorySink) Note(ctx context.Context, n imaging.Note) error { return nil }
 func (s *memorySink) Progress(p imaging.ScanProgress)                {}
 

@@ -31,7 +31,7 @@ type Client struct {
 	pings  sync.WaitGroup
 }
 
-var _ imaging.Source = (*Client)(nil)
+var _ imaging.Watcher = (*Client)(nil)
 
 // NewClient waits for the agent's greeting on r and greets back on w. abort
 // ends both streams at once, so that a Read or Write under way returns; it is
@@ -169,8 +169,26 @@ func (c *Client) during(ctx context.Context, op func(context.Context) error) err
 
 // Describe implements imaging.Source.
 func (c *Client) Describe(ctx context.Context, root string) (facts imaging.Facts, layout *imaging.Layout, err error) {
-	err = c.during(ctx, func(context.Context) error {
-		if err := c.send(kindDescribe, encodeDescribe(root)); err != nil {
+	err = c.ask(ctx, kindDescribe, encodeDescribe(root), kindDescribed, func(p []byte) error {
+		facts, layout, err = decodeDescribed(p)
+		return err
+	})
+	return facts, layout, err
+}
+
+// Quiet implements imaging.Watcher.
+func (c *Client) Quiet(ctx context.Context, since imaging.Mark) (quiet bool, err error) {
+	err = c.ask(ctx, kindQuiet, encodeQuiet(since), kindQuieted, func(p []byte) error {
+		quiet, err = decodeQuieted(p)
+		return err
+	})
+	return quiet, err
+}
+
+// ask runs an operation that has one answer.
+func (c *Client) ask(ctx context.Context, question kind, payload []byte, answer kind, decode func([]byte) error) error {
+	return c.during(ctx, func(context.Context) error {
+		if err := c.send(question, payload); err != nil {
 			return err
 		}
 		k, p, err := c.next()
@@ -179,18 +197,17 @@ func (c *Client) Describe(ctx context.Context, root string) (facts imaging.Facts
 			return err
 		case k == kindError:
 			return decodeError(p)
-		case k != kindDescribed:
-			return violation("a %s in place of a description", k)
+		case k != answer:
+			return violation("a %s in place of a %s", k, answer)
 		}
-		if facts, layout, err = decodeDescribed(p); err != nil {
+		if err := decode(p); err != nil {
 			return err
 		}
 		if k, _, err = c.next(); err == nil && k != kindDone {
-			err = violation("a %s after a description", k)
+			err = violation("a %s after a %s", k, answer)
 		}
 		return err
 	})
-	return facts, layout, err
 }
 
 // Scan implements imaging.Source.
@@ -322,7 +339,7 @@ func (s *scan) read(ctx context.Context) error {
 			err = pass(ctx, s.cached, p)
 		case kindMissing:
 			err = pass(ctx, s.missing, p)
-		case kindBlock, kindChunks, kindExtents, kindEntries, kindNote:
+		case kindBlock, kindChunks, kindExtents, kindEntries, kindSame, kindNote:
 			err = pass(ctx, s.things, thing{k, p})
 		case kindProgress:
 			var totals imaging.ScanProgress
@@ -403,6 +420,12 @@ func (s *scan) give(ctx context.Context, t thing) error {
 		return s.entries.pending.addChunks(t.payload)
 	case kindExtents:
 		return s.entries.pending.addExtents(t.payload)
+	case kindSame:
+		path, err := decodeSame(t.payload)
+		if err != nil {
+			return err
+		}
+		return s.sink.Same(ctx, path)
 	case kindNote:
 		n, err := decodeNote(t.payload)
 		if err != nil {

@@ -12,7 +12,7 @@ import (
 
 // Version is the version of the protocol. Both ends must have the same: the
 // client brings its agent along, so there is nothing to be compatible with.
-const Version = 3
+const Version = 4
 
 // magic opens the greeting of either end. The control bytes keep it from
 // occurring in what a login shell prints.
@@ -31,6 +31,7 @@ const (
 	kindCachedAnswer  kind = 3 // answer to kindCached
 	kindMissingAnswer kind = 4 // answer to kindMissing
 	kindPing          kind = 5 // sign of life
+	kindQuiet         kind = 6 // mark of the scan since which nothing may have changed
 	// from the agent
 	kindDescribed kind = 16 // facts and layout
 	kindCached    kind = 17 // question
@@ -43,6 +44,8 @@ const (
 	kindProgress  kind = 24
 	kindDone      kind = 25
 	kindError     kind = 26 // why the operation under way ended
+	kindSame      kind = 27 // path of a directory that is as in the scan before
+	kindQuieted   kind = 28 // whether it is quiet
 	// from both, after magic
 	kindHello kind = 32
 )
@@ -50,7 +53,7 @@ const (
 var kindNames = map[kind]string{
 	kindDescribe: "describe", kindScan: "scan", kindCachedAnswer: "cached answer", kindMissingAnswer: "missing answer", kindPing: "ping",
 	kindDescribed: "described", kindCached: "cached", kindMissing: "missing", kindBlock: "block", kindChunks: "chunks", kindExtents: "extents",
-	kindEntries: "entries", kindNote: "note", kindProgress: "progress", kindDone: "done", kindError: "error", kindHello: "hello",
+	kindEntries: "entries", kindNote: "note", kindProgress: "progress", kindDone: "done", kindError: "error", kindSame: "same", kindQuiet: "quiet", kindQuieted: "quieted", kindHello: "hello",
 }
 
 func (k kind) String() string {
@@ -90,6 +93,10 @@ func (k kind) limit() int {
 		return maxBlock
 	case kindPing, kindDone:
 		return 0
+	case kindQuiet, kindQuieted:
+		return binary.MaxVarintLen64
+	case kindSame:
+		return maxPath + binary.MaxVarintLen64
 	case kindProgress:
 		return 3 * binary.MaxVarintLen64
 	case kindHello, kindNote, kindError:

@@ -132,6 +132,9 @@ func lyingAgents(t testing.TB) map[string][]byte {
 		"data beyond the end":       entriesFrame(t, imaging.Entry{Path: "f", Kind: imaging.Regular, Size: 3, Extents: []imaging.Extent{{Offset: 2, Length: 2}}}),
 		"extents overflow":          frame(kindExtents, raw(2, binary.AppendUvarint(nil, 1<<62), binary.AppendUvarint(nil, 1<<62), binary.AppendUvarint(nil, 1<<62), 1)...),
 		"note with a bad path":      frame(kindNote, raw("../x", "lost", "")...),
+		"same with a bad path":      frame(kindSame, raw("../x")...),
+		"same of nothing":           frame(kindSame),
+		"quieted in a scan":         frame(kindQuieted, 1),
 		"left over":                 frame(kindProgress, 1, 2, 3, 4),
 		"answer that is a question": frame(kindCachedAnswer, raw(1, 0)...),
 		"done with a payload":       frame(kindDone, 1),
@@ -223,6 +226,7 @@ func TestLyingClient(t *testing.T) {
 		"exclusions":         append(append([]byte(magic), hello...), frame(kindScan, raw("/", 4000)...)...),
 		"two at once":        append(append([]byte(magic), hello...), append(frame(kindScan, encodeScan(imaging.ScanRequest{})...), frame(kindScan, encodeScan(imaging.ScanRequest{})...)...)...),
 		"neither yes nor no": append(append([]byte(magic), hello...), frame(kindScan, raw("/", 0, byte(2))...)...),
+		"half a mark":        append(append([]byte(magic), hello...), frame(kindQuiet, 0x80)...),
 		"CPUs of a planet":   append(append([]byte(magic), hello...), frame(kindScan, raw("/", 0, byte(1), 0, maxCPU+1)...)...),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -276,6 +280,7 @@ func FuzzClient(f *testing.F) {
 	}
 	entries, _ := allKinds()
 	f.Add(append(entriesFrame(f, entries[:5]...), frame(kindDone)...))
+	f.Add(append(frame(kindSame, encodeSame("etc")...), frame(kindDone)...))
 	f.Add(append(frame(kindCached, question{id: 1, class: []imaging.Class{1}, files: []imaging.Stamp{{Path: "f"}}}.encode()...), frame(kindDone)...))
 	f.Add(append(frame(kindMissing, missing{id: 1, refs: []store.Ref{{Audience: 1}}}.encode()...), frame(kindError, encodeError(io.EOF)...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
@@ -301,7 +306,8 @@ func FuzzServe(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(frame(kindPing))
 	f.Add(frame(kindDescribe, encodeDescribe("/")...))
-	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
+	f.Add(frame(kindQuiet, encodeQuiet(1<<63)...))
+	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}, Mark: 1 << 60, Since: 7})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		hello := append([]byte(magic), frame(kindHello, Hello{Version: Version}.encode()...)...)
 		Serve(t.Context(), bytes.NewReader(append(hello, stream...)), io.Discard, &fakeSource{

@@ -42,7 +42,8 @@ func encodeScan(r imaging.ScanRequest) []byte {
 	if r.OneFileSystem {
 		one = 1
 	}
-	return putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
+	b = putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
+	return putUint(putUint(b, uint64(r.Mark)), uint64(r.Since))
 }
 
 func decodeScan(p []byte) (imaging.ScanRequest, error) {
@@ -57,7 +58,39 @@ func decodeScan(p []byte) (imaging.ScanRequest, error) {
 	r.OneFileSystem = d.flag("one file system")
 	r.Limits.Rate = d.length("the limit of the rate")
 	r.Limits.CPU = int(d.uint(maxCPU, "the limit of the CPU"))
+	r.Mark, r.Since = d.mark(), d.mark()
 	return r, d.finish()
+}
+
+func (d *decoder) mark() imaging.Mark { return imaging.Mark(d.uint(1<<64-1, "mark")) }
+
+func encodeQuiet(since imaging.Mark) []byte { return putUint(nil, uint64(since)) }
+
+func decodeQuiet(p []byte) (imaging.Mark, error) {
+	d := &decoder{b: p}
+	since := d.mark()
+	return since, d.finish()
+}
+
+func encodeQuieted(quiet bool) []byte {
+	if quiet {
+		return []byte{1}
+	}
+	return []byte{0}
+}
+
+func decodeQuieted(p []byte) (bool, error) {
+	d := &decoder{b: p}
+	quiet := d.flag("whether it is quiet")
+	return quiet, d.finish()
+}
+
+func encodeSame(path string) []byte { return putPath(nil, "", path) }
+
+func decodeSame(p []byte) (string, error) {
+	d := &decoder{b: p}
+	path := d.path("", "path")
+	return path, d.finish()
 }
 
 func (d *decoder) flag(what string) bool {

@@ -123,6 +123,12 @@ func (a *agent) take(ctx context.Context, k kind, p []byte) error {
 			return err
 		}
 		return a.start(func() error { return a.scan(ctx, req) })
+	case kindQuiet:
+		since, err := decodeQuiet(p)
+		if err != nil {
+			return err
+		}
+		return a.start(func() error { return a.quiet(ctx, since) })
 	}
 	return violation("an unexpected %s", k)
 }
@@ -162,6 +168,18 @@ func (a *agent) describe(ctx context.Context, root string) error {
 		return err
 	}
 	return a.send(kindDescribed, p)
+}
+
+// quiet answers for a source that cannot watch that it is not quiet.
+func (a *agent) quiet(ctx context.Context, since imaging.Mark) error {
+	quiet := false
+	if w, ok := a.source.(imaging.Watcher); ok {
+		var err error
+		if quiet, err = w.Quiet(ctx, since); err != nil {
+			return err
+		}
+	}
+	return a.send(kindQuieted, encodeQuieted(quiet))
 }
 
 func (a *agent) scan(ctx context.Context, req imaging.ScanRequest) error {
@@ -396,6 +414,13 @@ func (s *agentSink) runs(e *imaging.Entry) error {
 		end = last.Offset + last.Length
 	}
 	return nil
+}
+
+func (s *agentSink) Same(ctx context.Context, path string) error {
+	if err := s.live(ctx); err != nil {
+		return err
+	}
+	return s.agent.put(kindSame, encodeSame(path))
 }
 
 func (s *agentSink) Note(ctx context.Context, n imaging.Note) error {

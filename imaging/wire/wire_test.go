@@ -42,6 +42,7 @@ type memorySink struct {
 	stamps  []imaging.Stamp
 	blocks  []store.Block
 	notes   []imaging.Note
+	same    []string
 	last    imaging.ScanProgress
 	fail    error // of Block
 	hold    chan struct{}
@@ -88,6 +89,14 @@ func (m *memorySink) Entries(_ context.Context, entries []imaging.Entry, stamps 
 	m.order = append(m.order, "entries")
 	m.entries = append(m.entries, entries...)
 	m.stamps = append(m.stamps, stamps...)
+	return nil
+}
+
+func (m *memorySink) Same(_ context.Context, path string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.order = append(m.order, "same "+path)
+	m.same = append(m.same, path)
 	return nil
 }
 
