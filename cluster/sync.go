@@ -29,6 +29,9 @@ type Round struct {
 	Sent      int64     `json:"sent,omitempty"`     // bytes, by the source
 	Added     int64     `json:"added,omitempty"`    // bytes, to the store
 	Unstable  int       `json:"unstable,omitempty"` // files that never held still
+	Watched   bool      `json:"watched,omitempty"`  // only what had changed was looked at
+	Rescan    string    `json:"rescan,omitempty"`   // why everything was, though the source is watched
+	Missed    string    `json:"missed,omitempty"`   // paths, some of those whose changes the watch had not seen
 	Failed    string    `json:"failed,omitempty"`   // why
 }
 
@@ -93,6 +96,7 @@ func (c EndRound) prepare(_ *state, _ time.Time) (Change, error) {
 	if c.Version == "" && c.Failed == "" {
 		return nil, fmt.Errorf("ending a round of %s: it came to no version, and did not fail", c.Image)
 	}
+	c.Rescan, c.Missed = text(c.Rescan, maxText), text(c.Missed, maxText)
 	c.Begun, c.Ended = c.Begun.UTC().Round(0), c.Ended.UTC().Round(0)
 	return c, nil
 }
@@ -115,6 +119,12 @@ func (c EndRound) apply(s *state, at time.Time) error {
 		}
 		if before.Failures > 0 {
 			s.tell(at, "sync", nil, fmt.Sprintf("%s is captured again, after %d rounds that failed", c.Image, before.Failures))
+		}
+		if c.Rescan != "" && (before.Last == nil || before.Last.Rescan != c.Rescan) {
+			s.tell(at, "sync", nil, fmt.Sprintf("everything of the source of %s was looked at: %s", c.Image, c.Rescan))
+		}
+		if c.Missed != "" {
+			s.tell(at, "sync-missed", nil, fmt.Sprintf("changes of the source of %s that its watch had not seen were found by looking at everything: %s", c.Image, c.Missed))
 		}
 		if !c.Unchanged {
 			s.tell(at, "sync", nil, fmt.Sprintf("%s is what its source is now", c.Version))

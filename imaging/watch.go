@@ -44,7 +44,9 @@ type watching struct {
 	req       ScanRequest
 	exclude   []glob
 	mountinfo []byte
-	places    string
+	places    string          // that are watched
+	left      map[string]left // what of the tree is not its own, by the mounts
+	moved     []string        // of these, those that were not before, and those that were
 	unwatched []string // where a file system is mounted that tells nothing
 	seen      *remembered
 }
@@ -212,6 +214,11 @@ func (w *watching) begin(ctx context.Context, req ScanRequest) (p *part, why str
 		if err != nil {
 			return p, "", err
 		}
+		for _, at := range w.moved {
+			if !w.ignored(at, true) {
+				list = append(list, changedDir{dir: parentPath(at), came: []string{path.Base(at)}})
+			}
+		}
 		if why == "" {
 			p.need, why, err = w.needed(ctx, list)
 		}
@@ -252,7 +259,9 @@ func (w *watching) arm(req ScanRequest) (moved bool, why string, err error) {
 		return false, "", err
 	}
 	s := scan{exclude: w.exclude}
-	places, _ := m.survey(s.excludedWithin)
+	places, lent := m.survey(s.excludedWithin)
+	w.moved = slices.Concat(missing(lent, w.left), missing(w.left, lent))
+	w.left = lent
 	if len(places) == 0 {
 		return false, "the mount table does not tell what is mounted", nil
 	}
@@ -283,6 +292,17 @@ func (w *watching) arm(req ScanRequest) (moved bool, why string, err error) {
 		}
 	}
 	return moved, "", nil
+}
+
+// missing are the paths of a that b lacks.
+func missing(a, b map[string]left) []string {
+	var out []string
+	for at := range a {
+		if _, ok := b[at]; !ok {
+			out = append(out, at)
+		}
+	}
+	return out
 }
 
 // stop ends the watch.

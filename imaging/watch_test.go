@@ -244,6 +244,20 @@ func TestWatchFallsBack(t *testing.T) {
 		run(t, "umount", w.at("mnt")) // the watch does not hold it
 		fallsBack(t, "mounted")
 	})
+	t.Run("what is not the tree's own", func(t *testing.T) {
+		w.t = t
+		fill(t, w.at("p/q/r/s"), []byte("hidden for a while"))
+		w.watched()
+		run(t, "mount", "-t", "tmpfs", "tmpfs", w.at("p/q/r"))
+		if r := w.watched(); r.Unchanged {
+			t.Error("a directory is hidden by a mount, and nothing had changed")
+		}
+		w.watched()
+		run(t, "umount", w.at("p/q/r"))
+		if r := w.watched(); r.Unchanged {
+			t.Error("it is there again, and nothing had changed")
+		}
+	})
 	t.Run("another request", func(t *testing.T) {
 		w.exclude = []string{"many"}
 		fallsBack(t, "")

@@ -30,7 +30,8 @@ type captureFlags struct {
 	pre, post     string
 	limit         string
 	limitCPU      string
-	unattended    bool // nobody is there to be asked
+	unattended    bool           // nobody is there to be asked
+	watch         *imaging.Watch // nil: nothing is watched between captures
 
 	// open opens a capture of a node that is reached through its agent.
 	open func(ctx context.Context, node string) (net.Conn, error)
@@ -171,14 +172,16 @@ func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *im
 	p := newProgress(g, out, "capture "+o.name)
 	report, err = imaging.Capture(ctx, catalog, src, imaging.CaptureOptions{
 		Name: o.name, Root: o.root, Origin: h.name, Exclude: o.exclude, OneFileSystem: o.oneFileSystem, Full: o.full,
-		Limits: limits, Log: newLog(os.Stderr),
+		Limits: limits, Watch: o.watch, Log: newLog(os.Stderr),
 		Progress: func(c imaging.CaptureProgress) {
 			p.update(c.Bytes, 0, fmt.Sprintf("in %d entries; read %s, sent %s", c.Entries, bytesText(c.BytesRead), bytesText(c.BytesSent)))
 		},
 	})
 	p.finish()
-	if e := src.Close(); e != nil {
-		newLog(os.Stderr).Warn("ending the far end of the capture", "error", e)
+	if !h.stays {
+		if e := src.Close(); e != nil {
+			newLog(os.Stderr).Warn("ending the far end of the capture", "error", e)
+		}
 	}
 	if report == nil && ctx.Err() != nil {
 		err = &hintError{err, "what has arrived is kept: the same command again reads and sends only the rest"}

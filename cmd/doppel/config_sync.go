@@ -24,6 +24,8 @@ type syncFile struct {
 	Jitter    string   `toml:"jitter"`
 	Windows   []string `toml:"windows"`
 	FullEvery string   `toml:"full_every"`
+	Watch     bool     `toml:"watch"`
+	Rescan    string   `toml:"rescan_every"`
 
 	Identity   string   `toml:"identity"`
 	KnownHosts string   `toml:"known_hosts"`
@@ -53,6 +55,8 @@ type syncConfig struct {
 	Nodes     []string
 	Schedule  resync.Schedule
 	FullEvery time.Duration
+	Watch     bool          // what changes on the source between rounds
+	Rescan    time.Duration // everything is looked at all the same once in so long
 	Capture   captureFlags
 	Keep      []string // patterns as in clone.Rule
 	Pre, Post string   // on nodes
@@ -73,6 +77,8 @@ machine whose image they run:
   jitter = "1m"                   # at most so much later
   windows = ["Mon-Fri 20:00-06:00", "Sat,Sun"]  # when rounds may begin; left out: at any time
   full_every = "168h"             # once in so long every file of the source is read anew
+  watch = true                    # let the kernel of the source tell what changes: a round looks at that alone, and may run every few seconds
+  rescan_every = "15m"            # with watch: once in so long everything is looked at all the same
   identity = "/root/.ssh/id_ed25519"            # these are as in doppel capture:
   known_hosts = "/root/.ssh/known_hosts"
   sudo = false
@@ -156,6 +162,16 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	c.Schedule.Every = length("interval", f.Interval, 15*time.Minute, time.Second)
 	c.Schedule.Jitter = length("jitter", f.Jitter, 0, 0)
 	c.FullEvery = length("full_every", f.FullEvery, 7*24*time.Hour, time.Minute)
+	c.Watch = f.Watch
+	c.Rescan = length("rescan_every", f.Rescan, 15*time.Minute, time.Second)
+	switch {
+	case !f.Watch && f.Rescan != "":
+		bad("%s: nothing is watched, so every round looks at everything: add watch = true, or leave it out", at("rescan_every"))
+	case f.Watch && f.Source == "":
+		bad("%s: there is no source to be watched", at("watch"))
+	case f.Watch && c.Retain.IsZero():
+		bad("%s: a source that is watched makes many versions: say which are to stay, as with keep_last = 24, keep_hourly = 24, keep_daily = 7", at("watch"))
+	}
 	for _, s := range f.Windows {
 		w, err := resync.ParseWindow(s)
 		if err != nil {

@@ -29,6 +29,7 @@ type host struct {
 	name   string                                       // as the user wrote it
 	shell  func(ctx context.Context, line string) error // runs a command line there
 	source func(context.Context) (imaging.Source, error)
+	stays  bool // the source is not to be closed after a capture
 	close  func() error
 }
 

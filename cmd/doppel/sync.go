@@ -214,6 +214,9 @@ func printSync(w io.Writer, s web.SyncStatus, now time.Time) error {
 	from := "captured by hand"
 	if s.Source != "" {
 		from = fmt.Sprintf("from %s every %s", s.Source, durationText(time.Duration(s.Every)))
+		if s.Watch {
+			from += ", watched"
+		}
 	}
 	fmt.Fprintf(w, "%s  %s\n", s.Image, from)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -254,13 +257,21 @@ func roundText(r cluster.Round) string {
 	case r.Failed != "":
 		return "failed: " + printable(r.Failed)
 	case r.Unchanged:
-		return fmt.Sprintf("nothing had changed since %s (%s sent, %s)", r.Version, bytesText(r.Sent), took)
+		return fmt.Sprintf("nothing had changed since %s (%s sent, %s)", r.Version, bytesText(r.Sent), took) + rescanText(r)
 	}
 	text := fmt.Sprintf("new version %s (%s read, %s sent, %s stored, %s)", r.Version, bytesText(r.Read), bytesText(r.Sent), bytesText(r.Added), took)
 	if r.Unstable > 0 {
 		text += fmt.Sprintf("; %s never held still", counted(r.Unstable, "file"))
 	}
-	return text
+	return text + rescanText(r)
+}
+
+// rescanText says why a round looked at everything, though the source is watched.
+func rescanText(r cluster.Round) string {
+	if r.Rescan == "" {
+		return ""
+	}
+	return "; everything was looked at: " + printable(r.Rescan)
 }
 
 // nextText says when the next round begins.

@@ -42,6 +42,10 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// pruneEvery is how often versions are removed that no rule keeps: it takes a look
+// at all that stay, and a loop may make one every few seconds.
+const pruneEvery = 10 * time.Minute
+
 // syncer keeps nodes equal to images: it captures the sources, orders the
 // updates, and removes versions that no rule keeps.
 type syncer struct {
@@ -55,7 +59,8 @@ type oneSync struct {
 	syncConfig
 	loop *resync.Loop
 
-	far *farEnd // of captures, between rounds; nil: none is kept. The loop's own
+	far    *farEnd   // of captures, between rounds; nil: none is kept. The loop's own
+	pruned time.Time // likewise
 
 	mu      sync.Mutex
 	running time.Time      // since when a round is under way
@@ -136,6 +141,7 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	case report != nil:
 		r.Version, r.Unchanged = fmt.Sprintf("%s@%d", report.Image, report.Version), report.Unchanged
 		r.Read, r.Sent, r.Added, r.Unstable = report.BytesRead, report.BytesSent, report.BytesAdded, len(report.Unstable)
+		r.Watched, r.Rescan, r.Missed = report.Watched, report.Rescan, strings.Join(report.Missed, ", ")
 		if err != nil {
 			s.log.Warn("after the capture", "image", o.Image, "error", err)
 		}
@@ -143,7 +149,8 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 		r.Failed = err.Error()
 		s.log.Error("the round failed", "image", o.Image, "source", o.Source, "error", err)
 	}
-	if !wanted && !full && r.Failed == "" && r.Unchanged && before.Failures == 0 && before.Last != nil && r.Ended.Sub(before.Last.Ended) < keepEvery {
+	known := r.Rescan == "" || before.Last != nil && before.Last.Rescan == r.Rescan
+	if !wanted && !full && known && r.Failed == "" && r.Unchanged && before.Failures == 0 && before.Last != nil && r.Ended.Sub(before.Last.Ended) < keepEvery {
 		o.mu.Lock()
 		o.last = &r
 		o.mu.Unlock()
@@ -154,7 +161,10 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	}
 	if r.Failed == "" && !r.Unchanged {
 		s.log.Info("a new version", "image", r.Version, "read", r.Read, "sent", r.Sent, "added", r.Added)
-		s.prune(ctx, o)
+		if !o.stays() || r.Ended.Sub(o.pruned) >= pruneEvery {
+			o.pruned = r.Ended
+			s.prune(ctx, o)
+		}
 	}
 }
 
@@ -168,11 +178,15 @@ func (s *syncer) capture(ctx context.Context, o *oneSync, full bool) (*imaging.C
 			return nil, err
 		}
 		o.far = &farEnd{host: h}
+		if o.Watch {
+			o.far.watch = &imaging.Watch{RescanEvery: o.Rescan}
+		}
 	}
 	h := o.far.host
 	if o.stays() {
 		h = o.far.through()
 	}
+	flags.watch = o.far.watch
 	report, err := captureBetween(ctx, s.d.g, flags, s.d.catalog, h, io.Discard)
 	if err != nil || !o.stays() {
 		s.leave(o)
@@ -185,18 +199,20 @@ func (s *syncer) capture(ctx context.Context, o *oneSync, full bool) (*imaging.C
 // there takes memory.
 const stayFor = time.Minute
 
-func (o *oneSync) stays() bool { return o.Source != local && o.Schedule.Every <= stayFor }
+func (o *oneSync) stays() bool { return o.Watch || o.Source != local && o.Schedule.Every <= stayFor }
 
 // farEnd is a source that was reached, with the far end of captures there once
 // one has begun.
 type farEnd struct {
-	host *host
-	src  imaging.Source
+	host  *host
+	src   imaging.Source
+	watch *imaging.Watch // nil: it is not watched
 }
 
 // through is the host, whose captures leave the far end as it is.
 func (f *farEnd) through() *host {
 	h := *f.host
+	h.stays = true
 	h.source = func(ctx context.Context) (imaging.Source, error) {
 		if f.src == nil {
 			src, err := f.host.source(ctx)
@@ -205,15 +221,10 @@ func (f *farEnd) through() *host {
 			}
 			f.src = src
 		}
-		return staying{f.src}, nil
+		return f.src, nil
 	}
 	return &h
 }
-
-// staying is a source that Close leaves open.
-type staying struct{ imaging.Source }
-
-func (staying) Close() error { return nil }
 
 // leave leaves a sync's source, if it was reached.
 func (s *syncer) leave(o *oneSync) {
@@ -416,7 +427,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 		st.Running, st.Stopped = o.running, o.stopped
 		o.mu.Unlock()
 		if o.Source != "" {
-			st.Every = web.Duration(o.Schedule.Every)
+			st.Every, st.Watch = web.Duration(o.Schedule.Every), o.Watch
 			if l := s.lastOf(o); !l.Paused && st.Running.IsZero() {
 				st.Next = o.Schedule.Next(l.Begun, l.Ended, l.Failures, 0, now)
 			}
