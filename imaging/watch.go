@@ -47,7 +47,7 @@ type watching struct {
 	places    string          // that are watched
 	left      map[string]left // what of the tree is not its own, by the mounts
 	moved     []string        // of these, those that were not before, and those that were
-	unwatched []string // where a file system is mounted that tells nothing
+	unwatched []string        // where a file system is mounted that tells nothing
 	seen      *remembered
 }
 
@@ -102,6 +102,14 @@ func (s *remembered) link(inode [2]uint64, count uint64, path string) {
 	}
 	l.count, l.paths = count, append(l.paths, path)
 	s.names++
+}
+
+// namesOf are the names that a file had in the tree, if it had several.
+func (s *remembered) namesOf(f foundHandle) []string {
+	if l := s.links[[2]uint64{f.dev, f.ino}]; l != nil {
+		return slices.Clone(l.paths)
+	}
+	return nil
 }
 
 // without is what was seen but for what is in directories that are looked into.
@@ -179,7 +187,7 @@ func (w *watching) quiet(since Mark) (bool, error) {
 	if err != nil || !bytes.Equal(now, w.mountinfo) {
 		return false, err // it may be nothing of the tree: the scan will tell
 	}
-	list, why, err := w.watch.changes(w.ignored, false)
+	list, why, err := w.watch.changes(w, false)
 	return err == nil && why == "" && len(list) == 0, err
 }
 
@@ -210,7 +218,7 @@ func (w *watching) begin(ctx context.Context, req ScanRequest) (p *part, why str
 		why = "the scan before was another one"
 	default:
 		// What happens from here on is for the scan after this one.
-		list, why, err := w.watch.changes(w.ignored, true)
+		list, why, err := w.watch.changes(w, true)
 		if err != nil {
 			return p, "", err
 		}
@@ -505,8 +513,8 @@ type watch struct {
 
 	mu    sync.Mutex
 	dirs  map[fileHandle]*changedNames
-	loose map[fileHandle]struct{} // that something happened to, in no directory that is told
-	lost  string                  // why not all that happened is known
+	loose map[fileHandle]uint64 // what happened to files in no directory that is told
+	lost  string                // why not all that happened is known
 }
 
 // changedNames are what has changed in a directory.
@@ -589,7 +597,7 @@ func (w *watch) lose(why string) {
 }
 
 func (w *watch) clear() {
-	w.dirs, w.loose, w.lost = map[fileHandle]*changedNames{}, map[fileHandle]struct{}{}, ""
+	w.dirs, w.loose, w.lost = map[fileHandle]*changedNames{}, map[fileHandle]uint64{}, ""
 }
 
 func (w *watch) note(e *fanEvent) {
@@ -600,10 +608,11 @@ func (w *watch) note(e *fanEvent) {
 		w.lose("more happened at once than the kernel's queue of events holds (fs.fanotify.max_queued_events)")
 		return
 	case e.dir == fileHandle{}:
-		// A file that was opened by its handle, as the NFS server does, may be
-		// in no directory that the kernel knows of.
+		// A file that has got or lost a name is told of so, besides what is told
+		// of the directory; and one that was opened by its handle, as the NFS
+		// server does it, when the kernel knows of no directory that it is in.
 		if e.self != (fileHandle{}) {
-			w.loose[e.self] = struct{}{}
+			w.loose[e.self] |= e.mask
 		}
 		return
 	}
@@ -652,9 +661,8 @@ type changedDir struct {
 }
 
 // changes tells what has changed so far, and forgets what does not matter; with
-// take, all of it. Ignored tells of the path of a file or a directory that it does
-// not matter. Why is why what has changed cannot be told.
-func (w *watch) changes(ignored func(path string, dir bool) bool, take bool) (list []changedDir, why string, err error) {
+// take, all of it. Why is why what has changed cannot be told.
+func (w *watch) changes(of *watching, take bool) (list []changedDir, why string, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.drain()
@@ -665,18 +673,17 @@ func (w *watch) changes(ignored func(path string, dir bool) bool, take bool) (li
 		return nil, w.lost, nil
 	}
 	defer w.resolver.close()
-	for h := range w.loose {
-		dir, sure, err := w.dirOf(h)
+	for h, mask := range w.loose {
+		dirs, sure, err := w.dirsOf(h, mask, of)
 		switch {
 		case err != nil:
 			return nil, "", err
 		case !sure:
 			return nil, "a file was changed of which the kernel does not tell the directory, as it is with those that the NFS server opens", nil
-		case dir == "" || ignored(joinPath(dir, "."), true):
+		case len(dirs) == 0:
 			delete(w.loose, h)
-		default:
-			list = append(list, changedDir{dir: dir})
 		}
+		list = append(list, dirs...)
 	}
 	for h, c := range w.dirs {
 		found, err := w.resolver.find(h)
@@ -685,7 +692,7 @@ func (w *watch) changes(ignored func(path string, dir bool) bool, take bool) (li
 		}
 		var d []changedDir
 		if dir, ok := w.below(found.path); ok {
-			d = c.of(dir, ignored)
+			d = c.of(dir, of.ignored)
 		}
 		if len(d) == 0 {
 			delete(w.dirs, h)
@@ -704,24 +711,40 @@ func (w *watch) below(p string) (string, bool) {
 	return rel, ok
 }
 
-// dirOf finds a directory with a name of a file; none, when it is no more or not
-// in the tree. Not sure: it may have names in the tree.
-func (w *watch) dirOf(h fileHandle) (dir string, sure bool, err error) {
-	found, err := w.resolver.find(h)
-	if err != nil || found.path == "" {
-		return "", true, err
-	}
-	// The kernel may know the inode under no name at all, and then the path is
-	// anything.
+// dirsOf finds the directories that have names of a file; none, when it is no
+// more or not in the tree. Not sure: it may have others there.
+func (w *watch) dirsOf(h fileHandle, mask uint64, of *watching) (dirs []changedDir, sure bool, err error) {
+	var found foundHandle
 	var st unix.Stat_t
-	if err := unix.Lstat(found.path, &st); err != nil || uint64(st.Dev) != found.dev || st.Ino != found.ino {
-		return "", false, nil
+	for range maxTries {
+		found, err = w.resolver.find(h)
+		if err != nil || found.path == "" {
+			return nil, true, err
+		}
+		// The kernel may know the inode under no name at all, and then the path
+		// is anything; or it was renamed since.
+		err := unix.Lstat(found.path, &st)
+		if sure = err == nil && uint64(st.Dev) == found.dev && st.Ino == found.ino; sure {
+			break
+		}
 	}
-	rel, ok := w.below(found.path)
-	if !ok {
-		return "", st.Nlink == 1, nil
+	if !sure {
+		return nil, false, nil
 	}
-	return parentPath(rel), true, nil
+	names := of.seen.namesOf(found)
+	if p, ok := w.below(found.path); ok {
+		names = append(names, p)
+	} else if len(names) == 0 {
+		// What changed with a name outside is of no name inside, unless it got
+		// that name after the last scan and was written to by its handle.
+		return nil, st.Nlink == 1 || mask == unix.FAN_ATTRIB, nil
+	}
+	for _, p := range names {
+		if !of.ignored(p, false) {
+			dirs = append(dirs, changedDir{dir: parentPath(p)})
+		}
+	}
+	return dirs, true, nil
 }
 
 // of tells what of the changes in the directory dir matters.
