@@ -52,6 +52,17 @@
 // changed so shortly before the scan that another change could fall into the
 // same tick of the clock is read again the next time.
 //
+// # Watching
+//
+// A Source that stays between captures may be a Watcher. Captures that keep a
+// Watch between them then ask it first whether anything has changed at all, and
+// otherwise for the continuation of the last scan: directories in which nothing
+// happened come as the same, and their entries, with what the cache knows of
+// their files, are taken from the last version. The version is what it would be
+// had everything been looked at, but for what the kernel does not tell: writes
+// through shared memory mappings until the file is closed. Watch.RescanEvery
+// bounds how long these stay unseen.
+//
 // # Secrets
 //
 // Classify is the table of secrets by path; DetectSecret finds private keys

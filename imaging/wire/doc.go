@@ -22,6 +22,11 @@
 // capture of an unchanged tree therefore costs its entries' metadata and
 // nothing else: some 30 bytes a file.
 //
+// An agent that stays may watch its tree between scans. The client asks it for a
+// scan since the one with a certain mark, and then gets the names of directories
+// in which nothing has changed in the place of their entries; or asks first
+// whether all is quiet since then, which is answered by yes or no.
+//
 // Guarantees. Every length is bounded before anything is allocated for it, and
 // memory follows the bytes that truly arrived (of a packed payload, sixteen
 // times those at most, and 256 KiB), so a lying peer gets an error
