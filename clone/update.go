@@ -24,6 +24,8 @@ type UpdateOptions struct {
 	Work   string // a directory in memory, for what is made before it replaces something
 	Disk   string // the node's disk, as its kernel calls it today
 	Orders UpdateOrders
+	Own    func(path string) bool    // true: changed on this node and kept as it is, as Orders.Keep has it; nil: nothing is
+	Skip   func(path string) bool    // true: not looked at, nor what is below it; nil: nothing
 	Report func(Report)              // takes the stages as they come; must not block for long
 	Change func(imaging.ApplyChange) // each thing done
 	Log    *slog.Logger
@@ -186,8 +188,8 @@ func (u *updater) apply(ctx context.Context) error {
 	}
 	rep, err := imaging.Apply(ctx, u.image, u.chunks, u.target, imaging.ApplyOptions{
 		Delete: true, Paths: paths, Full: u.o.Orders.Full, Mounts: u.plan.mounts(),
-		Skip: func(p string) bool { return foreign[p] },
-		Keep: u.keeps,
+		Skip: func(p string) bool { return foreign[p] || u.o.Skip != nil && u.o.Skip(p) },
+		Keep: func(p string) bool { return u.keeps(p) || u.o.Own != nil && u.o.Own(p) },
 		Written: func() error {
 			if !u.menu {
 				return nil

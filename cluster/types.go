@@ -44,8 +44,9 @@ type Node struct {
 	Reason  string     `json:"reason,omitempty"` // why it is Failed
 	Install *Install   `json:"install,omitempty"`
 	Update  *Update    `json:"update,omitempty"`
-	Runs    string     `json:"runs,omitempty"` // NAME@VERSION on its disk
-	Held    bool       `json:"held,omitempty"` // does not follow its image
+	Parted  *Parted    `json:"parted,omitempty"` // from the other head of its pair; nil: it has nothing of its own
+	Runs    string     `json:"runs,omitempty"`   // NAME@VERSION on its disk
+	Held    bool       `json:"held,omitempty"`   // does not follow its image
 	LastUp  time.Time  `json:"last_up,omitzero"`
 	Added   time.Time  `json:"added"`
 	// UpFrom is the disk GUID the node last reported itself up from.

@@ -58,6 +58,7 @@ func (a *Admin) Handler() http.Handler {
 	mux.Handle("GET "+pathSync, a.handle(a.syncStatus))
 	mux.Handle("POST "+pathSync, a.handle(a.sync))
 	mux.Handle("POST "+pathDrift, a.handle(a.drift))
+	mux.Handle("POST "+pathTurn, a.handle(a.turn))
 	mux.HandleFunc("GET "+pathCapture, a.capture)
 	mux.Handle("/", nothing(a.Log))
 	return mux

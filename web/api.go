@@ -129,4 +129,5 @@ const (
 	pathSync       = "/v1/sync"
 	pathDrift      = "/v1/drift"
 	pathCapture    = "/v1/capture"
+	pathTurn       = "/v1/turn"
 )

@@ -53,6 +53,9 @@ type Machines struct {
 	Update  func(cluster.Node) Policy // what holds for a node's update; nil: nothing
 	Log     *slog.Logger
 
+	// Pair is what holds for a head of a pair; nil, or no word: it is of none.
+	Pair func(cluster.Node) *clone.PairWord
+
 	// Patience is how long a node that asks for work is let wait for some;
 	// 0: 25 s.
 	Patience time.Duration
@@ -61,6 +64,7 @@ type Machines struct {
 
 	refusals  refusals
 	questions questions
+	tells     tells
 }
 
 // maxWord bounds the body of a machine's request.
@@ -77,6 +81,7 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/task", m.handle(m.task))
 	mux.Handle("POST /v1/update", m.handle(m.update))
 	mux.Handle("POST /v1/drift", m.handle(m.drift))
+	mux.Handle("POST /v1/pair", m.handle(m.pair))
 	mux.HandleFunc("GET /v1/stream", m.stream)
 	mux.Handle("/", nothing(m.Log))
 	return mux

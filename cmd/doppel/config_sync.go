@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ type syncFile struct {
 	Image     string   `toml:"image"`
 	Source    string   `toml:"source"`
 	Root      string   `toml:"root"`
+	Between   []string `toml:"between"`
 	Nodes     []string `toml:"nodes"`
 	Interval  string   `toml:"interval"`
 	Jitter    string   `toml:"jitter"`
@@ -49,7 +51,8 @@ type syncFile struct {
 // syncConfig is a [[sync]] after everything in it was checked.
 type syncConfig struct {
 	Image     string
-	Source    string // empty: nothing is captured, nodes follow what is there
+	Source    string    // empty: nothing is captured, nodes follow what is there
+	Between   [2]string // heads that the image is kept between, instead of a source; empty: none
 	Nodes     []string
 	Schedule  resync.Schedule
 	FullEvery time.Duration
@@ -68,6 +71,7 @@ machine whose image they run:
   image = "head"                  # the source is captured as this image
   source = "root@head"            # as in doppel capture; "local": this machine; left out: nodes follow what is captured by hand
   root = "/"                      # the directory of it to capture
+  between = ["head1", "head2"]    # instead of source: two nodes, of which one is captured and the other follows
   nodes = ["@head"]               # who follows
   interval = "15m"                # from the beginning of one round to that of the next
   jitter = "1m"                   # at most so much later
@@ -93,7 +97,7 @@ machine whose image they run:
 // checkSyncs checks every value, and names each by its place.
 func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncConfig {
 	var out []syncConfig
-	seen := map[string]bool{}
+	seen, pairs := map[string]bool{}, map[string]int{}
 	for i := range files {
 		f := &files[i]
 		at := func(key string) string { return fmt.Sprintf("sync %d, %s", i+1, key) }
@@ -112,12 +116,13 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 		}
 		seen[f.Image] = true
 		checkSource(f, &c, at, bad)
+		checkBetween(f, &c, at, bad)
 		for _, expression := range f.Nodes {
 			if _, err := cluster.Select(nil, expression); err != nil && !isUnknown(err) {
 				bad("%s: %v", at("nodes"), err)
 			}
 		}
-		if len(f.Nodes) == 0 && f.Source == "" {
+		if len(f.Nodes) == 0 && f.Source == "" && len(f.Between) == 0 {
 			bad("%s: there is neither a source nor a node: it would do nothing", at("nodes"))
 		}
 		for _, p := range f.Keep {
@@ -134,6 +139,14 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 			if n < 0 {
 				bad("%s: %d versions cannot be kept", at("keep_"+key), n)
 			}
+		}
+		if c.pair() {
+			if i := pairs[c.Between[0]]; i > 0 {
+				bad("%s: %s is of the pair of sync %d already: a head is of one pair", at("between"), c.Between[0], i)
+			} else if i := pairs[c.Between[1]]; i > 0 {
+				bad("%s: %s is of the pair of sync %d already: a head is of one pair", at("between"), c.Between[1], i)
+			}
+			pairs[c.Between[0]], pairs[c.Between[1]] = i+1, i+1
 		}
 		out = append(out, c)
 	}
@@ -176,6 +189,42 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	}
 	if err := c.Capture.check(f.Source); err != nil {
 		bad("%s: %v", at("source"), err)
+	}
+}
+
+// checkBetween checks the pair of heads that an image is kept between.
+func checkBetween(f *syncFile, c *syncConfig, at func(string) string, bad func(format string, args ...any)) {
+	if f.Between == nil {
+		return
+	}
+	if len(f.Between) != 2 || f.Between[0] == f.Between[1] {
+		bad("%s: name the two heads, as in between = [\"head1\", \"head2\"]", at("between"))
+		return
+	}
+	for _, name := range f.Between {
+		if names, err := cluster.ExpandNames(name); err != nil || len(names) != 1 || names[0] != name {
+			bad("%s: %q is not the name of one node", at("between"), name)
+			return
+		}
+	}
+	if f.Source != "" {
+		bad("%s: leave source out: one of the two heads is the source, and doppel sync turn changes which", at("between"))
+	}
+	if f.Root != "" && f.Root != "/" {
+		bad("%s: heads of a pair are captured whole: leave root out", at("root"))
+	}
+	for key, given := range map[string]bool{
+		"identity": f.Identity != "", "known_hosts": f.KnownHosts != "", "sudo": f.Sudo, "pre_capture": f.Pre != "", "post_capture": f.Post != "",
+	} {
+		if given {
+			bad("%s: leave it out: heads of a pair are captured through their agents, without SSH", at(key))
+		}
+	}
+	c.Between = [2]string(f.Between)
+	for _, name := range f.Between {
+		if !slices.Contains(c.Nodes, name) {
+			c.Nodes = append(slices.Clone(c.Nodes), name)
+		}
 	}
 }
 

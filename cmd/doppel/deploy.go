@@ -322,6 +322,8 @@ func userOf(nodes []cluster.Node, ref string) string {
 			return fmt.Sprintf("%s is to get %s", n.Name, ref)
 		case n.Update.Pending() && n.Update.Image == ref:
 			return fmt.Sprintf("%s is becoming %s", n.Name, ref)
+		case n.Parted != nil && n.Parted.Base == ref:
+			return fmt.Sprintf("%s parted from %s in %s", n.Name, n.Parted.From, ref)
 		}
 	}
 	return ""

@@ -1,0 +1,214 @@
+package resync
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"doppel/imaging"
+)
+
+// How says what became of a path on a head since it parted from the other.
+type How string
+
+const (
+	WasAdded   How = "added"
+	WasChanged How = "changed"
+	WasRemoved How = "removed"
+)
+
+// Own is a path that was changed on a head since it and the head that took over
+// from it parted, and that is kept there until somebody decides.
+type Own struct {
+	Path string `json:"path"`
+	How  How    `json:"how"`
+	Both bool   `json:"both,omitempty"` // the other head has changed it as well, and differently
+}
+
+// ChangedSince sorts what differs between a tree and the version that it once
+// was equal to into paths that were changed in the tree. elsewhere are the
+// versions that the tree may have become in part since, by an update that was
+// cut off or is about to begin, each by the paths at which the tree differs
+// from it: what is as in one of them was not changed here.
+//
+// A directory whose time alone differs was not changed: its time follows from
+// what happened in it. allowed, if any, tells which paths may differ anyway.
+func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, elsewhere []map[string]bool, allowed func(path string) bool) []Own {
+	var out []Own
+	for i := 0; i < len(differences); {
+		p, how, counts := differences[i].Path, WasChanged, false
+		for ; i < len(differences) && differences[i].Path == p; i++ {
+			switch differences[i].Kind {
+			case imaging.DiffMissing:
+				how = WasRemoved
+			case imaging.DiffExtra:
+				how = WasAdded
+			case imaging.DiffMTime:
+				if e := base.List.Get(p); e != nil && e.Kind == imaging.Directory {
+					continue
+				}
+			}
+			counts = true
+		}
+		if !counts || allowed != nil && allowed(p) {
+			continue
+		}
+		if slices.ContainsFunc(elsewhere, func(differs map[string]bool) bool { return !differs[p] }) {
+			continue
+		}
+		out = append(out, Own{Path: p, How: how})
+	}
+	return out
+}
+
+// DifferAt is the set of paths at which differences were found, directories
+// whose time alone differs left out.
+func DifferAt(m *imaging.Manifest, differences []imaging.Difference) map[string]bool {
+	at := map[string]bool{}
+	for _, o := range ChangedSince(m, differences, nil, nil) {
+		at[o.Path] = true
+	}
+	return at
+}
+
+// Merge is how an update brings a tree, parts of which are its own, what a
+// version has: which paths stay as they are, and which are not looked at, with
+// all that is below them.
+type Merge struct {
+	Own []Own // by path, with Both set
+	own map[string]How
+	// skip are directories that were removed here, and below which the version
+	// has nothing else.
+	skip map[string]bool
+}
+
+// NewMerge prepares an update to target of a tree that was equal to base once,
+// and has paths of its own. It adds to those what cannot be brought without
+// changing them: the other names of their files, and what the version has in
+// the place of a directory that one of them is in.
+func NewMerge(base, target *imaging.Manifest, own []Own) *Merge {
+	m := &Merge{own: map[string]How{}, skip: map[string]bool{}}
+	for _, o := range own {
+		m.own[o.Path] = o.How
+	}
+	m.addNames(&base.List)
+	m.addNames(&target.List)
+	theirs := map[string]bool{}
+	for _, c := range imaging.DiffManifests(base, target) {
+		if len(c.What) == 1 && c.What[0] == imaging.DiffMTime && target.List.Get(c.Path).Kind == imaging.Directory {
+			continue
+		}
+		theirs[c.Path] = true
+	}
+	m.addWays(target, theirs)
+	m.skipRemoved(target)
+	for p, how := range m.own {
+		m.Own = append(m.Own, Own{Path: p, How: how, Both: theirs[p] || m.gone(base, target, p)})
+	}
+	slices.SortFunc(m.Own, func(a, b Own) int { return imaging.ComparePath(a.Path, b.Path) })
+	return m
+}
+
+// Keeps tells whether the tree keeps a path as it is.
+func (m *Merge) Keeps(p string) bool { _, ok := m.own[p]; return ok }
+
+// Skips tells whether a path is not looked at, nor what is below it.
+func (m *Merge) Skips(p string) bool { return m.skip[p] }
+
+// addNames keeps all names of a file of which one is kept: what is written to
+// one of them would be written to all.
+func (m *Merge) addNames(l *imaging.Entries) {
+	kept := map[string]bool{} // first names of files of which a name is kept
+	for _, e := range l.All() {
+		if how, ok := m.own[e.Path]; !ok || how == WasRemoved {
+			continue
+		}
+		switch e.Kind {
+		case imaging.HardLink:
+			kept[e.Target] = true
+		case imaging.Regular:
+			kept[e.Path] = true
+		}
+	}
+	if len(kept) == 0 {
+		return
+	}
+	for _, e := range l.All() {
+		if e.Kind == imaging.HardLink && kept[e.Target] || kept[e.Path] {
+			if _, ok := m.own[e.Path]; !ok {
+				m.own[e.Path] = WasChanged
+			}
+		}
+	}
+}
+
+// addWays keeps the directories that lead to what is kept, where the version
+// has something else in their place.
+func (m *Merge) addWays(target *imaging.Manifest, theirs map[string]bool) {
+	ways := map[string]bool{}
+	for p, how := range m.own {
+		if how == WasRemoved {
+			continue
+		}
+		for dir := path.Dir(p); dir != "." && !ways[dir]; dir = path.Dir(dir) {
+			ways[dir] = true
+		}
+	}
+	for dir := range ways {
+		if e := target.List.Get(dir); e != nil && e.Kind != imaging.Directory {
+			if _, ok := m.own[dir]; !ok {
+				m.own[dir] = WasChanged
+			}
+			theirs[dir] = true
+		}
+	}
+}
+
+// skipRemoved finds directories that stay removed: the version has nothing below
+// them that was not removed here.
+func (m *Merge) skipRemoved(target *imaging.Manifest) {
+	needed := map[string]bool{}
+	for _, e := range target.List.All() {
+		if m.own[e.Path] == WasRemoved {
+			continue
+		}
+		for dir := path.Dir(e.Path); dir != "." && !needed[dir]; dir = path.Dir(dir) {
+			needed[dir] = true
+		}
+	}
+	for p, how := range m.own {
+		if how == WasRemoved && !needed[p] {
+			m.skip[p] = true
+		}
+	}
+}
+
+// gone tells whether a directory that the path is in was removed on the other
+// head.
+func (m *Merge) gone(base, target *imaging.Manifest, p string) bool {
+	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
+		if base.List.Get(dir) != nil && target.List.Get(dir) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Below tells whether a path is one of those named, or below one.
+func Below(p string, named []string) bool {
+	return slices.ContainsFunc(named, func(n string) bool {
+		n = path.Clean("/" + n)[1:]
+		return n == "" || p == n || strings.HasPrefix(p, n+"/")
+	})
+}
+
+// Both counts the paths that both heads have changed.
+func Both(own []Own) int {
+	n := 0
+	for _, o := range own {
+		if o.Both {
+			n++
+		}
+	}
+	return n
+}
