@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -28,7 +29,8 @@ func captured(c *Cluster, version string) EndRound {
 // updated has a node become a version.
 func updated(t *testing.T, c *Cluster, name, version string, kept *Kept) {
 	t.Helper()
-	commit(t, c, OrderUpdate{Node: name, ID: "U" + version, Image: version, Digest: "d"}, EndUpdate{Node: name, ID: "U" + version, Kept: kept})
+	id := fmt.Sprint("U", len(entriesOf(t, c)))
+	commit(t, c, OrderUpdate{Node: name, ID: id, Image: version, Digest: "d"}, EndUpdate{Node: name, ID: id, Kept: kept})
 }
 
 func turn(to, common string) TurnSync {

@@ -33,7 +33,7 @@ type Own struct {
 //
 // A directory whose time alone differs was not changed: its time follows from
 // what happened in it. allowed, if any, tells which paths may differ anyway.
-func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, elsewhere []map[string]bool, allowed func(path string) bool) []Own {
+func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, elsewhere []Differing, allowed func(path string) bool) []Own {
 	var out []Own
 	for i := 0; i < len(differences); {
 		p, how, counts := differences[i].Path, WasChanged, false
@@ -53,7 +53,7 @@ func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, else
 		if !counts || allowed != nil && allowed(p) {
 			continue
 		}
-		if slices.ContainsFunc(elsewhere, func(differs map[string]bool) bool { return !differs[p] }) {
+		if slices.ContainsFunc(elsewhere, func(d Differing) bool { return !d.At(p) }) {
 			continue
 		}
 		out = append(out, Own{Path: p, How: how})
@@ -61,14 +61,64 @@ func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, else
 	return out
 }
 
-// DifferAt is the set of paths at which differences were found, directories
-// whose time alone differs left out.
-func DifferAt(m *imaging.Manifest, differences []imaging.Difference) map[string]bool {
-	at := map[string]bool{}
-	for _, o := range ChangedSince(m, differences, nil, nil) {
-		at[o.Path] = true
+// Differing is where a tree differs from a version.
+type Differing struct {
+	at    map[string]bool
+	kinds map[string]bool // of them, where it has another kind of entry
+}
+
+// At tells whether the tree differs at a path. What is below a path at which it
+// has another kind of entry differs, though it was not listed.
+func (d Differing) At(p string) bool {
+	if d.at[p] {
+		return true
 	}
-	return at
+	for dir := path.Dir(p); dir != "." && len(d.kinds) > 0; dir = path.Dir(dir) {
+		if d.kinds[dir] {
+			return true
+		}
+	}
+	return false
+}
+
+// Paths are those at which differences were found.
+func (d Differing) Paths() map[string]bool { return d.at }
+
+// DifferAt sorts differences by their paths, directories
+// whose time alone differs left out. In a tree that an update has left half
+// done, directories are as the update made them, and get their mode and owner
+// last: half leaves out those in which anything but their kind differs.
+func DifferAt(m *imaging.Manifest, differences []imaging.Difference, half bool) Differing {
+	if half {
+		differences = slices.DeleteFunc(slices.Clone(differences), func(d imaging.Difference) bool {
+			e := m.List.Get(d.Path)
+			return e != nil && e.Kind == imaging.Directory && d.Kind != imaging.DiffMissing && d.Kind != imaging.DiffType
+		})
+	}
+	d := Differing{at: map[string]bool{}, kinds: map[string]bool{}}
+	for _, o := range ChangedSince(m, differences, nil, nil) {
+		d.at[o.Path] = true
+	}
+	for _, v := range differences {
+		if v.Kind == imaging.DiffType {
+			d.kinds[v.Path] = true
+		}
+	}
+	return d
+}
+
+// Joined are the paths of both lists, each once.
+func Joined(a, b []Own) []Own {
+	out, seen := slices.Clone(a), map[string]bool{}
+	for _, o := range a {
+		seen[o.Path] = true
+	}
+	for _, o := range b {
+		if !seen[o.Path] {
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // Merge is how an update brings a tree, parts of which are its own, what a
@@ -93,6 +143,7 @@ func NewMerge(base, target *imaging.Manifest, own []Own) *Merge {
 	}
 	m.addNames(&base.List)
 	m.addNames(&target.List)
+	m.skipRemoved(target)
 	theirs := map[string]bool{}
 	for _, c := range imaging.DiffManifests(base, target) {
 		if len(c.What) == 1 && c.What[0] == imaging.DiffMTime && target.List.Get(c.Path).Kind == imaging.Directory {
@@ -100,8 +151,7 @@ func NewMerge(base, target *imaging.Manifest, own []Own) *Merge {
 		}
 		theirs[c.Path] = true
 	}
-	m.addWays(target, theirs)
-	m.skipRemoved(target)
+	m.addWays(target)
 	for p, how := range m.own {
 		m.Own = append(m.Own, Own{Path: p, How: how, Both: theirs[p] || m.gone(base, target, p)})
 	}
@@ -144,7 +194,7 @@ func (m *Merge) addNames(l *imaging.Entries) {
 
 // addWays keeps the directories that lead to what is kept, where the version
 // has something else in their place.
-func (m *Merge) addWays(target *imaging.Manifest, theirs map[string]bool) {
+func (m *Merge) addWays(target *imaging.Manifest) {
 	ways := map[string]bool{}
 	for p, how := range m.own {
 		if how == WasRemoved {
@@ -159,13 +209,12 @@ func (m *Merge) addWays(target *imaging.Manifest, theirs map[string]bool) {
 			if _, ok := m.own[dir]; !ok {
 				m.own[dir] = WasChanged
 			}
-			theirs[dir] = true
 		}
 	}
 }
 
-// skipRemoved finds directories that stay removed: the version has nothing below
-// them that was not removed here.
+// skipRemoved finds what stays removed: the version has nothing below it that
+// was not removed here.
 func (m *Merge) skipRemoved(target *imaging.Manifest) {
 	needed := map[string]bool{}
 	for _, e := range target.List.All() {
@@ -177,7 +226,11 @@ func (m *Merge) skipRemoved(target *imaging.Manifest) {
 		}
 	}
 	for p, how := range m.own {
-		if how == WasRemoved && !needed[p] {
+		switch {
+		case how != WasRemoved:
+		case needed[p]:
+			delete(m.own, p) // it is made again, for what is in it
+		default:
 			m.skip[p] = true
 		}
 	}
@@ -187,7 +240,8 @@ func (m *Merge) skipRemoved(target *imaging.Manifest) {
 // head.
 func (m *Merge) gone(base, target *imaging.Manifest, p string) bool {
 	for dir := path.Dir(p); dir != "."; dir = path.Dir(dir) {
-		if base.List.Get(dir) != nil && target.List.Get(dir) == nil {
+		b, t := base.List.Get(dir), target.List.Get(dir)
+		if b != nil && b.Kind == imaging.Directory && (t == nil || t.Kind != imaging.Directory) {
 			return true
 		}
 	}

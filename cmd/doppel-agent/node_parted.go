@@ -197,7 +197,7 @@ func (n *node) part(ctx context.Context, plan *clone.Plan, target *imaging.Manif
 
 // version reads one more manifest of those that orders give access to.
 func (n *node) version(ctx context.Context, plan *clone.Plan, a clone.Access, manifest store.ID, digest string) (*imaging.Manifest, error) {
-	a.Manifest, a.Digest, a.Packs = manifest, digest, nil
+	a.Manifest, a.Digest, a.Packs = manifest, digest, []store.ID{} // no content is wanted
 	m, _, err := openImage(ctx, &a)
 	if err != nil {
 		return nil, err
@@ -240,7 +240,8 @@ func (c *comparison) tree(ctx context.Context, m *imaging.Manifest, only map[str
 // was cut off has brought was not.
 func (c *comparison) changed(ctx context.Context, p *parting, o *clone.UpdateOrders) ([]resync.Own, error) {
 	s := p.state
-	if to := (begun{Image: o.Image, Manifest: o.Manifest, Digest: o.Digest}); !slices.Contains(s.Begun, to) {
+	before := slices.Clone(s.Begun)
+	if to := (begun{Image: o.Image, Manifest: o.Manifest, Digest: o.Digest}); !slices.Contains(before, to) {
 		s.Begun = append(s.Begun, to)
 	}
 	// It is durable before anything is touched by this update; its time is that
@@ -257,8 +258,11 @@ func (c *comparison) changed(ctx context.Context, p *parting, o *clone.UpdateOrd
 	if err != nil {
 		return nil, err
 	}
-	candidates := resync.DifferAt(p.base, differences)
-	var elsewhere []map[string]bool
+	if differences, err = c.insides(differences); err != nil {
+		return nil, err
+	}
+	candidates := resync.DifferAt(p.base, differences, false).Paths()
+	var elsewhere []resync.Differing
 	for _, b := range s.Begun {
 		m := p.target
 		if b.Digest != o.Digest {
@@ -274,9 +278,11 @@ func (c *comparison) changed(ctx context.Context, p *parting, o *clone.UpdateOrd
 		if err != nil {
 			return nil, err
 		}
-		elsewhere = append(elsewhere, resync.DifferAt(m, d))
+		elsewhere = append(elsewhere, resync.DifferAt(m, d, slices.Contains(before, b)))
 	}
-	own := resync.ChangedSince(p.base, differences, elsewhere, p.allowed)
+	// What was found before the update that was cut off is this head's own
+	// still: that one has left it as it was.
+	own := resync.Joined(s.list(), resync.ChangedSince(p.base, differences, elsewhere, p.allowed))
 	if len(own) > maxOwn {
 		return nil, &clone.RefusedError{
 			What: fmt.Sprintf("%d paths were changed on %s since %s, which is more than can be kept", len(own), c.plan.Node, s.Base),
@@ -299,8 +305,41 @@ func (c *comparison) undecided(ctx context.Context, target *imaging.Manifest, ow
 	if err != nil {
 		return nil, err
 	}
-	differs := resync.DifferAt(target, d)
-	return slices.DeleteFunc(own, func(o resync.Own) bool { return !differs[o.Path] }), nil
+	differs := resync.DifferAt(target, d, false)
+	return slices.DeleteFunc(own, func(o resync.Own) bool { return !differs.At(o.Path) }), nil
+}
+
+// insides adds what is in directories that stand where the version has
+// something else: a comparison ends there.
+func (c *comparison) insides(differences []imaging.Difference) ([]imaging.Difference, error) {
+	var more []imaging.Difference
+	for _, d := range differences {
+		if d.Kind != imaging.DiffType || d.Have != imaging.Directory.String() {
+			continue
+		}
+		err := filepath.WalkDir(filepath.Join(c.n.root, d.Path), func(at string, e fs.DirEntry, err error) error {
+			p, rerr := filepath.Rel(c.n.root, at)
+			switch {
+			case errors.Is(err, fs.ErrNotExist) || p == d.Path && err == nil:
+				return nil
+			case err != nil || rerr != nil:
+				return errors.Join(err, rerr)
+			case c.foreign[p] && e.IsDir():
+				return fs.SkipDir
+			}
+			more = append(more, imaging.Difference{Path: p, Kind: imaging.DiffExtra})
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(more) == 0 {
+		return differences, nil
+	}
+	all := slices.Concat(differences, more)
+	slices.SortStableFunc(all, func(a, b imaging.Difference) int { return imaging.ComparePath(a.Path, b.Path) })
+	return all, nil
 }
 
 func (p *parting) skips(path string) bool { return p.merge.Skips(path) }
