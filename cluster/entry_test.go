@@ -27,7 +27,7 @@ func kinds() []Change {
 	return []Change{
 		AddNodes{}, SetNode{}, RemoveNode{}, Sight{}, ForgetSighting{}, Assign{}, Unassign{}, OpenCollection{}, CloseCollection{},
 		Arm{}, Disarm{}, BeginBoot{}, Enrol{}, BeginInstall{}, ReportStage{}, Certify{}, Finish{}, Fail{}, Up{}, PutLease{}, DeleteLease{}, Note{},
-		OrderUpdate{}, BeginUpdate{}, ReportUpdate{}, EndUpdate{}, CancelUpdate{}, EndRound{}, PauseSync{}, HoldNode{}, PairSync{}, TurnSync{},
+		OrderUpdate{}, BeginUpdate{}, ReportUpdate{}, EndUpdate{}, CancelUpdate{}, EndRound{}, PauseSync{}, HoldNode{}, PairSync{}, TurnSync{}, EnlistNode{},
 	}
 }
 

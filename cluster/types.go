@@ -49,6 +49,9 @@ type Node struct {
 	Held    bool       `json:"held,omitempty"`   // does not follow its image
 	LastUp  time.Time  `json:"last_up,omitzero"`
 	Added   time.Time  `json:"added"`
+	// Enlisted is when the machine became a node without being installed by
+	// doppel; zero: doppel installed it, or nobody did.
+	Enlisted time.Time `json:"enlisted,omitzero"`
 	// UpFrom is the disk GUID the node last reported itself up from.
 	UpFrom string `json:"up_from,omitempty"`
 	BootID string `json:"boot_id,omitempty"` // of the boot it last reported itself up in

@@ -235,15 +235,20 @@ func hasMAC(hw clone.Hardware, mac cluster.MAC) bool {
 }
 
 func (m *Machines) target(n cluster.Node, head imaging.Head) clone.Target {
+	t := m.machineOf(n)
+	t.Install, t.Disk, t.After, t.Image, t.ImageHead = n.Install.ID, n.Install.Disk, n.Install.After, n.Install.Image, head
+	return t
+}
+
+// machineOf is what the inventory says of a node, whatever it is to become.
+func (m *Machines) machineOf(n cluster.Node) clone.Target {
 	gateway := n.Gateway
 	if own := netip.PrefixFrom(n.Addr, n.Netmask); !gateway.IsValid() && m.Gateway.IsValid() && own.Contains(m.Gateway) && m.Gateway != n.Addr {
 		gateway = m.Gateway
 	}
 	return clone.Target{
-		Install: n.Install.ID, Node: n.Name, Domain: cmp.Or(n.Domain, m.Domain), Role: string(n.Role),
-		MAC: n.MAC.String(), Addr: netip.PrefixFrom(n.Addr, n.Netmask), Gateway: gateway, DNS: m.DNS,
-		Disk: n.Install.Disk, After: n.Install.After, Server: m.Server,
-		Image: n.Install.Image, ImageHead: head,
+		Node: n.Name, Domain: cmp.Or(n.Domain, m.Domain), Role: string(n.Role),
+		MAC: n.MAC.String(), Addr: netip.PrefixFrom(n.Addr, n.Netmask), Gateway: gateway, DNS: m.DNS, Server: m.Server,
 	}
 }
 

@@ -179,7 +179,7 @@ func (n *node) part(ctx context.Context, plan *clone.Plan, target *imaging.Manif
 		p.state = &partedState{Base: o.Parted.Base, Digest: o.Parted.Digest}
 	}
 	c := &comparison{n: n, plan: plan, foreign: foreign, say: func(detail string, done, total int64) {
-		say(clone.Report{Stage: clone.StageCheck, Detail: detail, Done: done, Total: total})
+		say(clone.Report{Install: o.ID, Stage: clone.StageCheck, Detail: detail, Done: done, Total: total})
 	}}
 	own := p.state.list()
 	if !p.state.Known {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -147,5 +149,36 @@ func (n *node) installed() (plan *clone.Plan, disk string, err error) {
 	if disk, err = n.disk(); err != nil {
 		return nil, "", err
 	}
+	if plan.Found != nil && plan.Firmware == clone.BIOS {
+		disk = startedByGRUB(disk, sysfs("/sys").disks())
+	}
 	return plan, disk, nil
+}
+
+// startedByGRUB is the disk whose first sector has GRUB: the one given, or else
+// the only other one; empty: none has, or several have.
+func startedByGRUB(disk string, disks []clone.Disk) string {
+	has := func(name string) bool {
+		f, err := os.Open(name)
+		if err != nil {
+			return false
+		}
+		defer f.Close() // it was only read
+		b := make([]byte, 512)
+		_, err = io.ReadFull(f, b)
+		return err == nil && bytes.Contains(b[:440], []byte("GRUB"))
+	}
+	if has(disk) {
+		return disk
+	}
+	var found []string
+	for _, d := range disks {
+		if has(d.Path) {
+			found = append(found, d.Path)
+		}
+	}
+	if len(found) == 1 {
+		return found[0]
+	}
+	return ""
 }

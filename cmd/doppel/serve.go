@@ -212,7 +212,7 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 		Ending: ctx.Done(), Update: d.syncer.policy, Pair: d.syncer.pairOf,
 	}
 	d.machines = machines
-	admin := &web.Admin{Drifts: machines, Captures: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	admin := &web.Admin{Drifts: machines, Captures: machines, Enlists: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
 	if len(d.syncer.syncs) > 0 {
 		admin.Sync = d.syncer
 	}
