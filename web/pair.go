@@ -51,18 +51,33 @@ type tells struct {
 	mu     sync.Mutex
 	told   map[string]time.Time
 	warned map[string]uint64
+	knows  map[string]uint64 // generations, as heads said that they were told
+}
+
+// Knows is the generation of the direction that a head was told last, as it has
+// said itself to this doppel since that was started; 0: it has not.
+func (m *Machines) Knows(node string) uint64 {
+	m.tells.mu.Lock()
+	defer m.tells.mu.Unlock()
+	return m.tells.knows[node]
 }
 
 // tellPair is the direction for a head that was not told of it yet, by what it
 // says it knows. One that knows a later direction than this doppel makes an
 // event: this doppel's state is the older one.
 func (m *Machines) tellPair(ctx context.Context, n cluster.Node, known *clone.PairWord) *clone.PairOrders {
+	m.tells.mu.Lock()
+	defer m.tells.mu.Unlock()
+	if known != nil {
+		if m.tells.knows == nil {
+			m.tells.knows = map[string]uint64{}
+		}
+		m.tells.knows[n.Name] = known.Generation
+	}
 	w := m.word(n)
 	if w == nil || known != nil && *known == *w {
 		return nil
 	}
-	m.tells.mu.Lock()
-	defer m.tells.mu.Unlock()
 	if err := known.Take(*w); err != nil {
 		if m.tells.warned == nil {
 			m.tells.warned = map[string]uint64{}

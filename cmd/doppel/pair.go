@@ -122,6 +122,11 @@ func (s *syncer) Turn(ctx context.Context, req web.TurnRequest) (web.Turned, err
 	if state.Pair == nil {
 		return web.Turned{}, errors.New("the pair is not in the cluster's state: see the daemon's log")
 	}
+	for _, name := range state.Pair.Heads {
+		if err := overtaken(name, s.d.machines.Knows(name), state.Pair, req.Force); err != nil {
+			return web.Turned{}, err
+		}
+	}
 	n, _ := s.d.cluster.Node(req.To)
 	c := cluster.TurnSync{Image: o.Image, To: req.To, Common: n.Runs, Force: req.Force}
 	if v, err := s.d.catalog.Resolve(ctx, n.Runs); err == nil {
@@ -169,13 +174,20 @@ func (s *syncer) askBefore(ctx context.Context, p *cluster.Pair, req web.TurnReq
 	if err != nil {
 		return 0, err
 	}
-	if known.Generation > p.Generation && !req.Force {
-		return 0, &cluster.RefusedError{
-			What: fmt.Sprintf("%s was told generation %d of the direction by another doppel, and this one knows %d", req.To, known.Generation, p.Generation),
-			Hint: "this doppel's state is older: turn the direction there; or, if this one is the one to go by, stop that one and add --force",
-		}
+	highest := max(known.Generation, s.d.machines.Knows(p.Heads[0]), s.d.machines.Knows(p.Heads[1]))
+	return highest, overtaken(req.To, known.Generation, p, req.Force)
+}
+
+// overtaken refuses a turn by a doppel whose state is older than what a head was
+// told, unless it is forced.
+func overtaken(head string, knows uint64, p *cluster.Pair, force bool) error {
+	if knows <= p.Generation || force {
+		return nil
 	}
-	return known.Generation, nil
+	return &cluster.RefusedError{
+		What: fmt.Sprintf("%s was told generation %d of the direction by another doppel, and this one knows %d", head, knows, p.Generation),
+		Hint: "this doppel's state is older: turn the direction there; or, if this one is the one to go by, stop that one and add --force",
+	}
 }
 
 // turnWarnings say what a turn will mean, in words.

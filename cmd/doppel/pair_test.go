@@ -124,7 +124,7 @@ func (r *rig) turnAndPart() {
 	r.on("head1", "rm /srv-hold; echo late >/etc/app/1")
 	r.serve()
 	r.runAgent("head1")
-	r.status("keeps")
+	r.status("keeps 7 paths")
 	r.has("head1", map[string]string{
 		"/etc/app/1": "late", "/etc/app/2": "two", "/etc/app/3": "mine", "/etc/app/4": "mine", "/etc/app/5": "", "/etc/app/6": "theirs", "/srv/theirs": "theirs", "/srv/new": "",
 		"/opt/tool/a": "mine", "/etc/hostname": "head1", "/etc/doppel/node/pair.json": `{"image":"head","generation":2,"source":false}`,
@@ -171,7 +171,7 @@ func (r *rig) staleDoppel() {
 // decide takes some of what the old primary has, and gives up the rest.
 func (r *rig) decide() {
 	r.t.Helper()
-	r.status("head1 equal to head@4; keeps")
+	r.status("head1 equal to head@4")
 	r.does(0, []string{"head2 takes /opt/tool, /etc/app/4"}, "sync", "drift", "head1", "--adopt", "/opt/tool", "--adopt", "/etc/app/4", "--yes")
 	r.await("adopted", func() bool { return r.on("head2", "cat /opt/tool/a /etc/app/4 2>/dev/null || true") == "mine\nmine" })
 	r.has("head2", map[string]string{"/etc/app/6": "theirs", "/etc/app/3": "base", "/srv/theirs": "theirs"})
