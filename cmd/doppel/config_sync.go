@@ -63,7 +63,16 @@ type syncConfig struct {
 	Retain    imaging.Policy // zero: all versions stay
 }
 
-// syncHelp shows every key.
+// pairHelp shows what is different between two heads.
+const pairHelp = `Between two heads, instead of a source and those who follow, it says which
+two nodes they are. Either may be the active one, which is captured, while the
+other follows; at first it is the one named first:
+
+  [[sync]]
+  image = "head"
+  between = ["head1", "head2"]`
+
+// syncHelp shows every key but between.
 const syncHelp = `A [[sync]] of the configuration keeps nodes equal to a head, or to another
 machine whose image they run:
 
@@ -71,7 +80,6 @@ machine whose image they run:
   image = "head"                  # the source is captured as this image
   source = "root@head"            # as in doppel capture; "local": this machine; left out: nodes follow what is captured by hand
   root = "/"                      # the directory of it to capture
-  between = ["head1", "head2"]    # instead of source: two nodes, of which one is captured and the other follows
   nodes = ["@head"]               # who follows
   interval = "15m"                # from the beginning of one round to that of the next
   jitter = "1m"                   # at most so much later
@@ -202,7 +210,7 @@ func checkBetween(f *syncFile, c *syncConfig, at func(string) string, bad func(f
 		return
 	}
 	for _, name := range f.Between {
-		if names, err := cluster.ExpandNames(name); err != nil || len(names) != 1 || names[0] != name {
+		if names, err := cluster.ExpandNames(name); err != nil || len(names) != 1 || names[0] != name || strings.HasPrefix(name, "@") {
 			bad("%s: %q is not the name of one node", at("between"), name)
 			return
 		}

@@ -28,10 +28,11 @@ fails, no more are updated until it has succeeded. A node that was deployed with
 a certain version (head@6, not head@latest) stays on it until doppel sync resume
 --node lets it follow again.
 
-Between two heads, one is the active one, which is captured, and the other
-follows. doppel sync turn makes the other one the active one. What was changed on
-the head that was it, since the two parted, is not lost: it stays there until
-doppel sync drift HEAD --adopt or --revert decides.`,
+` + pairHelp + `
+
+doppel sync turn makes the other head the active one. What was changed on the
+head that was it, since the two parted, is not lost: it stays there until doppel
+sync drift HEAD --adopt or --revert decides.`,
 		Example: `  doppel sync status
   doppel sync now head`,
 	}
