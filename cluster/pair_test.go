@@ -225,6 +225,31 @@ func TestActiveIsNotUpdated(t *testing.T) {
 	commit(t, c, OrderUpdate{Node: "head1", ID: "U6", Image: "other@2", Digest: "d", Force: true})
 }
 
+// A head that serves itself can be enlisted by the server's address, and altered
+// afterwards; a node that doppel installed cannot have it.
+func TestEnlistTheServer(t *testing.T) {
+	c := fresh(t)
+	commit(t, c, EnlistNode{Name: "primary", MAC: mac(70), Addr: addr(1), Key: "k"})
+	n := node(t, c, "primary")
+	if n.State != Installed || n.Role != Head || n.Runs != "" || n.Netmask != 24 {
+		t.Errorf("%+v", n)
+	}
+	commit(t, c, SetNode{Name: "primary", Domain: new("cluster")}, EnlistNode{Name: "primary", MAC: mac(70), Addr: addr(1), Key: "k2"})
+	if n = node(t, c, "primary"); n.Domain != "cluster" || n.Key != "k2" {
+		t.Errorf("%+v", n)
+	}
+	refuses(t, c, EnlistNode{Name: "primary", MAC: mac(71), Addr: addr(1), Key: "k"}, "primary is the machine 52:54:00:00:00:46", "node rm")
+	refuses(t, c, EnlistNode{Name: "other", MAC: mac(70), Addr: addr(9), Key: "k"}, "this machine is the node primary already", "node rm primary")
+	refuses(t, c, EnlistNode{Name: "a_b", MAC: mac(72), Addr: addr(9), Key: "k"}, "not a host name", "")
+	refuses(t, c, EnlistNode{Name: "other", MAC: mac(72), Addr: addr(201), Key: "k"}, "in the pool", "")
+	// Deployed, it is a node like any other.
+	install(t, c, "primary", "I")
+	commit(t, c, Certify{Node: "primary", Install: "I", Key: "k3"}, Finish{Node: "primary", Install: "I"})
+	if n = node(t, c, "primary"); !n.Enlisted.IsZero() {
+		t.Errorf("%+v", n)
+	}
+}
+
 // A reader cannot alter the state.
 func TestPairIsCopied(t *testing.T) {
 	c := paired(t)
