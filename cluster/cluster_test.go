@@ -184,7 +184,7 @@ func everything(t *testing.T, c *Cluster) {
 		ReportUpdate{Node: "node001", ID: "U1", Stage: "apply"}, EndUpdate{Node: "node001", ID: "U1", Result: "done"})
 	commit(t, c, OrderUpdate{Node: "node001", ID: "U2", Image: "head@5", Digest: "sha256:cc"}, CancelUpdate{Node: "node001"})
 	commit(t, c, EndRound{Image: "head", Round: Round{Begun: c.Now(), Ended: c.Now(), Version: "head@4", Sent: 9}}, PauseSync{Image: "head", Paused: true}, HoldNode{Node: "node001", Held: true})
-	commit(t, c, EnlistNode{Name: "primary", MAC: mac(77), Addr: addr(77), Key: "k", Runs: "head@4"}, RemoveNode{Name: "primary"})
+	commit(t, c, EnlistNode{Name: "primary", MAC: mac(77), Addr: addr(77), Key: "k", Runs: "head@4", Digest: "sha256:aa"}, RemoveNode{Name: "primary"})
 	commit(t, c, PairSync{Image: "head", Heads: [2]string{"node001", "node002"}}, TurnSync{Image: "head", To: "node001", Force: true})
 	install(t, c, "node002", "I2")
 	commit(t, c, Fail{Node: "node002", Install: "I2", Reason: "no disk"}, Disarm{Node: "node002"})

@@ -18,8 +18,9 @@ type EnlistNode struct {
 	Addr    netip.Addr `json:"addr"`
 	Netmask int        `json:"netmask"`
 	Domain  string     `json:"domain,omitempty"`
-	Runs    string     `json:"runs,omitempty"` // NAME@VERSION that was captured from it last; empty: none
-	Key     string     `json:"key"`            // SHA-256 of its certificate's public key, in hexadecimal
+	Runs    string     `json:"runs,omitempty"`   // NAME@VERSION that was captured from it last; empty: none
+	Digest  string     `json:"digest,omitempty"` // the version's identity
+	Key     string     `json:"key"`              // SHA-256 of its certificate's public key, in hexadecimal
 }
 
 func (EnlistNode) Kind() string { return "enlist-node" }
@@ -31,6 +32,9 @@ func (c EnlistNode) prepare(s *state, at time.Time) (Change, error) {
 	c.Role = cmp.Or(c.Role, Head)
 	if c.Netmask == 0 && s.rules.Network.IsValid() {
 		c.Netmask = s.rules.Network.Bits()
+	}
+	if (c.Runs == "") != (c.Digest == "") || c.Digest != text(c.Digest, maxField) {
+		return nil, fmt.Errorf("enlisting %s: a version and its digest go together", c.Name)
 	}
 	if c.Key == "" || c.Key != text(c.Key, maxField) || c.Runs != text(c.Runs, maxField) || strings.ContainsAny(c.Runs, " \t") {
 		return nil, fmt.Errorf("enlisting %s: its key or its version cannot be", c.Name)
@@ -78,6 +82,7 @@ func (c EnlistNode) apply(s *state, at time.Time) error {
 		n = new(old.clone())
 	}
 	n = c.node(n, at)
+	c.part(s, n, old, at)
 	s.putNode(n.Name, n)
 	runs := "nothing was captured from it yet"
 	if n.Runs != "" {
@@ -85,4 +90,24 @@ func (c EnlistNode) apply(s *state, at time.Time) error {
 	}
 	s.tell(at, "enlist", n, fmt.Sprintf("%s (%s, %s) is a node that doppel did not install; %s", n.Name, n.Addr, n.MAC, runs))
 	return nil
+}
+
+// part says since when the machine may have changes of its own: since it was
+// captured, or since it was the active head of a pair. What it has then stays
+// there over its first update.
+func (c EnlistNode) part(s *state, n, old *Node, at time.Time) {
+	if old != nil && !old.Enlisted.IsZero() {
+		return // it is the same, and known
+	}
+	image, _, _ := strings.Cut(n.Runs, "@")
+	d := &Parted{Image: image, Base: n.Runs, Digest: c.Digest, Since: at}
+	for name, v := range s.syncs {
+		if p := v.Pair; p.Has(n.Name) && p.Active != n.Name && p.Common != "" {
+			n.Runs = p.Common
+			d = &Parted{Image: name, Base: p.Common, Digest: p.Digest, From: p.Active, Generation: p.Generation, Since: p.Turned}
+		}
+	}
+	if d.Base != "" {
+		n.Parted = d
+	}
 }

@@ -55,12 +55,13 @@ func (v Sync) Current() bool {
 }
 
 // Parted is what a head that was the active one has of its own, since it and
-// the one that took over from it parted.
+// the one that took over from it parted; or a machine that was enlisted, since
+// it was captured.
 type Parted struct {
-	Image      string    `json:"image"`  // its name
-	Base       string    `json:"base"`   // NAME@VERSION that both had in common
-	Digest     string    `json:"digest"` // its identity
-	From       string    `json:"from"`   // the head that took over
+	Image      string    `json:"image"`          // its name
+	Base       string    `json:"base"`           // NAME@VERSION that both had in common
+	Digest     string    `json:"digest"`         // its identity
+	From       string    `json:"from,omitempty"` // the head that took over; empty: none has, it was enlisted
 	Generation uint64    `json:"generation"`
 	Since      time.Time `json:"since"`
 	// Compared is when it became known what was changed here, by the first
@@ -205,7 +206,7 @@ func (s *state) mayTurn(image string, p *Pair, n *Node, at time.Time) error {
 	switch d := n.Parted; {
 	case d.Open() && d.Compared.IsZero():
 		return refuse("wait until "+n.Name+" is equal, see doppel sync status"+forced+"what was changed on "+p.Active+" since "+d.Base+" is then kept there, and decided there",
-			"%s has not had anything from %s yet since that took over from it", n.Name, p.Active)
+			"%s has not had anything from %s yet, and may have changes of its own since %s", n.Name, p.Active, d.Base)
 	case d.Open():
 		return refuse(fmt.Sprintf("decide with doppel sync drift %s --adopt or --revert%s%s then goes by what %s has at those paths; the other side's stay in the versions of %s", n.Name, forced, p.Active, n.Name, image),
 			"%s has %s of its own, %d changed on both sides, that nobody has decided on", n.Name, counted(d.Own, "path"), d.Both)
@@ -299,7 +300,7 @@ func (n *Node) settle(s *state, kept *Kept, at time.Time) {
 	switch {
 	case p.Own == 0:
 		n.Parted = nil
-		s.tell(at, "equal", n, fmt.Sprintf("%s and %s are a pair again: nothing on %s is its own any more", n.Name, p.From, n.Name))
+		s.tell(at, "equal", n, fmt.Sprintf("nothing on %s is its own any more: it is equal to %s but for its identity", n.Name, n.Runs))
 	case news:
 		s.tell(at, "parted", n, fmt.Sprintf("%s keeps %s changed there since %s, %d of them on both sides: doppel sync drift %s lists them", n.Name, counted(p.Own, "path"), p.Base, p.Both, n.Name))
 	}

@@ -97,7 +97,7 @@ func TestTurn(t *testing.T) {
 		"turn head2: head2 is captured as head from now on, and head1 follows (generation 2); they parted with head@1 in common",
 		"parted head1: head1 keeps 3 paths changed there since head@1, 1 of them on both sides: doppel sync drift head1 lists them",
 		"parted head1: head1 keeps 1 path changed there since head@1, 0 of them on both sides: doppel sync drift head1 lists them",
-		"equal head1: head1 and head2 are a pair again: nothing on head1 is its own any more",
+		"equal head1: nothing on head1 is its own any more: it is equal to head@3 but for its identity",
 		"turn head1: head1 is captured as head from now on, and head2 follows (generation 3); they parted with head@3 in common",
 	}, "\n")
 	if got := strings.Join(said, "\n"); got != want {
@@ -149,7 +149,7 @@ func TestTurnRefused(t *testing.T) {
 		{"not compared yet", func(t *testing.T, c *Cluster) {
 			commit(t, c, turn("head2", "head@1"))
 			commit(t, c, captured(c, "head@2"))
-		}, turn("head1", "head@1"), "head1 has not had anything from head2 yet", "wait", ""},
+		}, turn("head1", "head@1"), "head1 has not had anything from head2 yet, and may have changes", "wait", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := paired(t)
@@ -247,6 +247,33 @@ func TestEnlistTheServer(t *testing.T) {
 	commit(t, c, Certify{Node: "primary", Install: "I", Key: "k3"}, Finish{Node: "primary", Install: "I"})
 	if n = node(t, c, "primary"); !n.Enlisted.IsZero() {
 		t.Errorf("%+v", n)
+	}
+}
+
+// A machine that is enlisted keeps what was changed on it since it was captured;
+// the old primary of a pair, since that was turned.
+func TestEnlistParts(t *testing.T) {
+	c := paired(t)
+	enlist := EnlistNode{Name: "found", MAC: mac(70), Addr: addr(70), Key: "k", Runs: "compute@2", Digest: "d2"}
+	commit(t, c, enlist)
+	if d := node(t, c, "found").Parted; d == nil || d.Base != "compute@2" || d.Digest != "d2" || d.Image != "compute" || !d.Open() {
+		t.Errorf("%+v", d)
+	}
+	updated(t, c, "found", "compute@3", &Kept{})
+	commit(t, c, enlist)
+	if d := node(t, c, "found").Parted; d != nil {
+		t.Errorf("enlisted again: %+v", d)
+	}
+	commit(t, c, RemoveNode{Name: "head1"}, turn("head2", "head@1"))
+	commit(t, c, EnlistNode{Name: "head1", MAC: mac(60), Addr: addr(60), Key: "k", Runs: "head@0", Digest: "d0"})
+	if n := node(t, c, "head1"); n.Runs != "head@1" || n.Parted == nil || n.Parted.Base != "head@1" || n.Parted.Digest != "d" || n.Parted.From != "head2" || n.Parted.Generation != 2 {
+		t.Errorf("%+v: %+v", n, n.Parted)
+	}
+	// The active head is what it is captured as.
+	commit(t, c, RemoveNode{Name: "head2"}, EnlistNode{Name: "head2", MAC: mac(61), Addr: addr(61), Key: "k", Runs: "head@1", Digest: "d"})
+	commit(t, c, captured(c, "head@2"))
+	if n := node(t, c, "head2"); n.Parted != nil || n.Runs != "head@2" {
+		t.Errorf("%+v", n.Parted)
 	}
 }
 

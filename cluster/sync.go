@@ -128,8 +128,8 @@ func (c EndRound) apply(s *state, at time.Time) error {
 	}
 	s.putSync(v)
 	if p := v.Pair; p != nil && c.Failed == "" && c.Generation == p.Generation {
-		if n, err := s.editing(p.Active); err == nil && n.State == Installed && n.Runs != c.Version {
-			n.Runs = c.Version // which was made of it
+		if n, err := s.editing(p.Active); err == nil && n.State == Installed && (n.Runs != c.Version || n.Parted != nil) {
+			n.Runs, n.Parted = c.Version, nil // it was made of it
 			s.putNode(n.Name, n)
 		}
 	}

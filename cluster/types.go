@@ -44,7 +44,7 @@ type Node struct {
 	Reason  string     `json:"reason,omitempty"` // why it is Failed
 	Install *Install   `json:"install,omitempty"`
 	Update  *Update    `json:"update,omitempty"`
-	Parted  *Parted    `json:"parted,omitempty"` // from the other head of its pair; nil: it has nothing of its own
+	Parted  *Parted    `json:"parted,omitempty"` // since when it may have changes of its own; nil: it has none that stay
 	Runs    string     `json:"runs,omitempty"`   // NAME@VERSION on its disk
 	Held    bool       `json:"held,omitempty"`   // does not follow its image
 	LastUp  time.Time  `json:"last_up,omitzero"`

@@ -31,9 +31,9 @@ type Own struct {
 // cut off or is about to begin, each by the paths at which the tree differs
 // from it: what is as in one of them was not changed here.
 //
-// A directory whose time alone differs was not changed: its time follows from
-// what happened in it. allowed, if any, tells which paths may differ anyway.
-func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, elsewhere []Differing, allowed func(path string) bool) []Own {
+// A path of which the time alone differs was not changed: nothing in it would be
+// lost. allowed, if any, tells which paths may differ anyway.
+func ChangedSince(differences []imaging.Difference, elsewhere []Differing, allowed func(path string) bool) []Own {
 	var out []Own
 	for i := 0; i < len(differences); {
 		p, how, counts := differences[i].Path, WasChanged, false
@@ -44,9 +44,7 @@ func ChangedSince(base *imaging.Manifest, differences []imaging.Difference, else
 			case imaging.DiffExtra:
 				how = WasAdded
 			case imaging.DiffMTime:
-				if e := base.List.Get(p); e != nil && e.Kind == imaging.Directory {
-					continue
-				}
+				continue
 			}
 			counts = true
 		}
@@ -84,8 +82,8 @@ func (d Differing) At(p string) bool {
 // Paths are those at which differences were found.
 func (d Differing) Paths() map[string]bool { return d.at }
 
-// DifferAt sorts differences by their paths, directories
-// whose time alone differs left out. In a tree that an update has left half
+// DifferAt sorts differences by their paths, those of which the time alone
+// differs left out. In a tree that an update has left half
 // done, directories are as the update made them, and get their mode and owner
 // last: half leaves out those in which anything but their kind differs.
 func DifferAt(m *imaging.Manifest, differences []imaging.Difference, half bool) Differing {
@@ -96,7 +94,7 @@ func DifferAt(m *imaging.Manifest, differences []imaging.Difference, half bool) 
 		})
 	}
 	d := Differing{at: map[string]bool{}, kinds: map[string]bool{}}
-	for _, o := range ChangedSince(m, differences, nil, nil) {
+	for _, o := range ChangedSince(differences, nil, nil) {
 		d.at[o.Path] = true
 	}
 	for _, v := range differences {
@@ -146,7 +144,7 @@ func NewMerge(base, target *imaging.Manifest, own []Own) *Merge {
 	m.skipRemoved(target)
 	theirs := map[string]bool{}
 	for _, c := range imaging.DiffManifests(base, target) {
-		if len(c.What) == 1 && c.What[0] == imaging.DiffMTime && target.List.Get(c.Path).Kind == imaging.Directory {
+		if len(c.What) == 1 && c.What[0] == imaging.DiffMTime {
 			continue
 		}
 		theirs[c.Path] = true

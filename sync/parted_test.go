@@ -22,7 +22,7 @@ func manifestOf(t *testing.T, lines string) *imaging.Manifest {
 		case "d":
 			e.Kind = imaging.Directory
 		case "f":
-			e.Kind, e.MTime.Sec = imaging.Regular, int64(len(f[2]))
+			e.Kind, e.Mode = imaging.Regular, 0o600+uint32(len(f[2]))
 		case "l":
 			e = imaging.Entry{Path: f[1], Kind: imaging.HardLink, Target: f[2]}
 		}
@@ -93,12 +93,12 @@ func TestMerge(t *testing.T) {
 }
 
 // What an update that was cut off has brought was not changed here, and a
-// directory whose time alone differs was not either.
+// path of which the time alone differs was not either.
 func TestChangedSince(t *testing.T) {
 	base := manifestOf(t, "d d\nf d/a 1\nf d/b 1\nd e")
 	differences := []imaging.Difference{
 		{Path: "d", Kind: imaging.DiffMTime}, {Path: "d/a", Kind: imaging.DiffContent}, {Path: "d/a", Kind: imaging.DiffMTime},
-		{Path: "d/b", Kind: imaging.DiffMissing}, {Path: "e", Kind: imaging.DiffMTime}, {Path: "e", Kind: imaging.DiffMode}, {Path: "e/new", Kind: imaging.DiffExtra}, {Path: "log", Kind: imaging.DiffExtra},
+		{Path: "d/b", Kind: imaging.DiffMissing}, {Path: "e", Kind: imaging.DiffMTime}, {Path: "e", Kind: imaging.DiffMode}, {Path: "e/new", Kind: imaging.DiffExtra}, {Path: "f", Kind: imaging.DiffMTime}, {Path: "log", Kind: imaging.DiffExtra},
 	}
 	text := func(own []Own) string {
 		var out []string
@@ -108,11 +108,11 @@ func TestChangedSince(t *testing.T) {
 		return strings.Join(out, ",")
 	}
 	allowed := func(p string) bool { return p == "log" }
-	if got := text(ChangedSince(base, differences, nil, allowed)); got != "changed d/a,removed d/b,changed e,added e/new" {
+	if got := text(ChangedSince(differences, nil, allowed)); got != "changed d/a,removed d/b,changed e,added e/new" {
 		t.Error(got)
 	}
 	there := DifferAt(base, []imaging.Difference{{Path: "d/b", Kind: imaging.DiffExtra}, {Path: "e", Kind: imaging.DiffType}}, false)
-	if got := text(ChangedSince(base, differences, []Differing{there}, allowed)); got != "removed d/b,changed e,added e/new" {
+	if got := text(ChangedSince(differences, []Differing{there}, allowed)); got != "removed d/b,changed e,added e/new" {
 		t.Error(got)
 	}
 	half := DifferAt(base, []imaging.Difference{{Path: "e", Kind: imaging.DiffMode}, {Path: "d/b", Kind: imaging.DiffMode}}, true)

@@ -30,6 +30,7 @@ type EnlistRequest struct {
 	Addr   netip.Addr   `json:"addr,omitzero"`  // which of its addresses; none: the one in the network that is served
 	Domain string       `json:"domain,omitempty"`
 	Runs   string       `json:"runs,omitempty"` // NAME@VERSION that was captured from it last
+	Digest string       `json:"digest,omitempty"`
 	Found  clone.Found  `json:"found"`
 	DryRun bool         `json:"dry_run,omitempty"` // only say whether it could be
 }
@@ -53,7 +54,7 @@ func (m *Machines) EnlistNode(ctx context.Context, req EnlistRequest) (EnlistAns
 		return EnlistAnswer{}, err
 	}
 	c := cluster.EnlistNode{
-		Name: req.Name, Role: req.Role, MAC: mac, Addr: addr.Addr(), Netmask: addr.Bits(), Domain: req.Domain, Runs: req.Runs, Key: "not known yet",
+		Name: req.Name, Role: req.Role, MAC: mac, Addr: addr.Addr(), Netmask: addr.Bits(), Domain: req.Domain, Runs: req.Runs, Digest: req.Digest, Key: "not known yet",
 	}
 	after, err := m.Cluster.Try(ctx, c)
 	if err != nil {

@@ -167,7 +167,7 @@ func TestEnlist(t *testing.T) {
 	csr := newCSR(t)
 	f := found(nic("eth0", "52:54:00:00:00:21", "192.168.1.5/24"), nic("eth1", "52:54:00:00:00:22", "127.77.0.33/24"))
 	f.CSR = csr
-	req := EnlistRequest{Name: "primary", Runs: "head@3", Found: f, DryRun: true}
+	req := EnlistRequest{Name: "primary", Runs: "head@3", Digest: digest, Found: f, DryRun: true}
 	if a, err := b.machines.EnlistNode(t.Context(), req); err != nil || a.Certificate != nil || a.Plan.Found == nil || a.Node.Addr != addrOf(33) {
 		t.Fatalf("%+v, %v", a, err)
 	}

@@ -282,7 +282,7 @@ func (c *comparison) changed(ctx context.Context, p *parting, o *clone.UpdateOrd
 	}
 	// What was found before the update that was cut off is this head's own
 	// still: that one has left it as it was.
-	own := resync.Joined(s.list(), resync.ChangedSince(p.base, differences, elsewhere, p.allowed))
+	own := resync.Joined(s.list(), resync.ChangedSince(differences, elsewhere, p.allowed))
 	if len(own) > maxOwn {
 		return nil, &clone.RefusedError{
 			What: fmt.Sprintf("%d paths were changed on %s since %s, which is more than can be kept", len(own), c.plan.Node, s.Base),

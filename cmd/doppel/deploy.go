@@ -323,7 +323,7 @@ func userOf(nodes []cluster.Node, ref string) string {
 		case n.Update.Pending() && n.Update.Image == ref:
 			return fmt.Sprintf("%s is becoming %s", n.Name, ref)
 		case n.Parted != nil && n.Parted.Base == ref:
-			return fmt.Sprintf("%s parted from %s in %s", n.Name, n.Parted.From, ref)
+			return fmt.Sprintf("%s may have changes of its own since %s", n.Name, ref)
 		}
 	}
 	return ""

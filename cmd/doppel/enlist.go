@@ -45,7 +45,9 @@ is enlisted so that what was changed on the standby, while that was the active
 one, can flow back (between in a [[sync]]).
 
 What the node runs is the version that was captured from this HOST last, or the
-latest of --image. A machine that is a node of another doppel, or was installed,
+latest of --image. What was changed on it since is not undone by its first update
+in place, but kept until doppel sync drift NODE --adopt or --revert decides. A
+machine that is a node of another doppel, or was installed,
 is refused. To do it again, after an interruption too, comes to the same.
 
 --undo stops the unit, takes away all that enlist has put there, and removes the
@@ -201,7 +203,7 @@ func runEnlist(ctx context.Context, g *globals, o enlistFlags, host string, out 
 			return err
 		}
 	}
-	if req.Runs, err = capturedFrom(ctx, g, o.node.image, host); err != nil {
+	if req.Runs, req.Digest, err = capturedFrom(ctx, g, o.node.image, host); err != nil {
 		return err
 	}
 	a, err := g.client().Enlist(ctx, req) // nothing of the machine is touched before it is known that it can be
@@ -250,29 +252,29 @@ func (e *enlisting) mayBe(ours []byte, o *enlistFlags) error {
 
 // capturedFrom is the version that was captured last from a host, of an image if
 // one is named; empty: none was.
-func capturedFrom(ctx context.Context, g *globals, image, host string) (string, error) {
+func capturedFrom(ctx context.Context, g *globals, image, host string) (ref, digest string, err error) {
 	catalog, err := g.catalog()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if image != "" {
 		v, err := catalog.Resolve(ctx, image)
 		if err != nil {
-			return "", usagef("see doppel image ls", "--image: %v", err)
+			return "", "", usagef("see doppel image ls", "--image: %v", err)
 		}
-		return v.Ref(), nil
+		return v.Ref(), v.Digest, nil
 	}
 	list, err := catalog.List(ctx)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	ref, last := "", time.Time{}
+	var last time.Time
 	for _, v := range list {
 		if v.Source == host && v.Time.After(last) {
-			ref, last = v.Ref(), v.Time
+			ref, digest, last = v.Ref(), v.Digest, v.Time
 		}
 	}
-	return ref, nil
+	return ref, digest, nil
 }
 
 // heardWithin is how long an agent that was just started has to be heard of.

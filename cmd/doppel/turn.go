@@ -138,11 +138,16 @@ func activeText(n web.SyncNode, now time.Time) string {
 // partedText says what a head has of its own.
 func partedText(n web.SyncNode) string {
 	p := n.Parted
+	if p.Compared.IsZero() && p.From == "" {
+		return fmt.Sprintf("was enlisted; its first update finds out what was changed there since %s, and keeps that", p.Base)
+	}
 	if p.Compared.IsZero() {
 		return fmt.Sprintf("was the active head until %s; its next update finds out what was changed there since %s, and keeps that", p.Since.Local().Format(time.DateTime), p.Base)
 	}
 	text := fmt.Sprintf("keeps %s changed there since %s", counted(p.Own, "path"), p.Base)
-	if p.Both > 0 {
+	if p.Both > 0 && p.From == "" {
+		text += fmt.Sprintf(", %d of them changed in newer versions as well", p.Both)
+	} else if p.Both > 0 {
 		text += fmt.Sprintf(", %d of them changed on %s as well", p.Both, p.From)
 	}
 	return text + ": doppel sync drift " + n.Name
