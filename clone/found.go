@@ -106,10 +106,6 @@ type FoundMachine struct {
 	Note string `json:"note,omitempty"` // why its layout is none that doppel knows; empty: it does
 }
 
-// keepBoot are the patterns by which a node keeps its kernels, with all that
-// belongs to them.
-var keepBoot = []string{"boot/**", "usr/lib/modules/**", "lib/modules/**"}
-
 // checkFound refuses an update of a machine that is as it was found, when it
 // could not be started afterwards: before anything is touched.
 func (u *updater) checkFound() error {

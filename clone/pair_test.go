@@ -1,6 +1,7 @@
 package clone
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -88,5 +89,40 @@ func FuzzDecodeNodeConfig(f *testing.F) {
 		if back, err := DecodeNodeConfig(one); err != nil || back != c {
 			t.Errorf("%s comes back as %+v, %v", one, back, err)
 		}
+	})
+}
+
+// FuzzFoundPlan makes a plan of anything that a machine says of itself: one that
+// comes of it can be kept and read.
+func FuzzFoundPlan(f *testing.F) {
+	b, err := json.Marshal(testFound())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"firmware":"uefi","trees":[{"mount":"/","type":"vfat"},{"mount":"/efi","type":"vfat"},{"mount":"/"}],"layout":{"partitions":[{}]}}`))
+	f.Add([]byte(`{"firmware":"bios","trees":[{"mount":"","type":""}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var found Found
+		if json.Unmarshal(b, &found) != nil {
+			return
+		}
+		p, err := FoundPlan(found, foundTarget())
+		if err != nil {
+			var no *RefusedError
+			if !errors.As(err, &no) {
+				t.Errorf("%v is no refusal", err)
+			}
+			return
+		}
+		one, err := EncodePlan(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := DecodePlan(one); err != nil || back.Found == nil {
+			t.Errorf("%s: %v", one, err)
+		}
+		p.mounts()
+		p.ESP()
 	})
 }

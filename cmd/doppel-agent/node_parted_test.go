@@ -261,7 +261,9 @@ func TestParted(t *testing.T) {
 	h.shell(h.theirs, `echo more >etc/theirs; echo more >etc/mine; rm -r srv/other`)
 	h.shell(h.root, `echo late >etc/alone; echo late >etc/late`)
 	before := h.own()
-	r = h.become(h.capture())
+	if r = h.become(h.capture()); r.Kept == nil || r.Kept.Own != len(list) {
+		t.Errorf("%+v of %d", r.Kept, len(list))
+	}
 	after["etc/theirs"], after["srv/other/file"], after["etc/late"] = "more", "", ""
 	h.wants(after)
 	if have := h.own(); have != strings.Replace(before, "changed etc/mine", "changed etc/mine both", 1) {

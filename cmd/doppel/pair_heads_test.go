@@ -27,7 +27,6 @@ type rig struct {
 	id     string
 	key    string
 	server *exec.Cmd
-	log    string
 	heads  map[string]*testHeadMachine
 }
 

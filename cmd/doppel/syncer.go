@@ -22,9 +22,6 @@ import (
 )
 
 const (
-	// upFor is how long a node counts as up that was last heard from; agents
-	// say every five minutes that their node is up.
-	upFor = cluster.UpFor
 	// rollEvery is how often it is looked whether nodes are to be updated
 	// though nothing has changed: only time passes.
 	rollEvery = 30 * time.Second
