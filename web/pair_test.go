@@ -120,6 +120,16 @@ func TestPartedOrders(t *testing.T) {
 	b.machines.Patience = time.Minute
 	commit(t, b.cluster, cluster.TurnSync{Image: "head", To: "node002", Common: "head@1", Digest: digest, Force: true})
 	word := b.machines.Pair(b.node("node001"))
+	// An agent that knows nothing of pairs would keep nothing.
+	commit(t, b.cluster, cluster.OrderUpdate{Node: "node001", ID: "U0", Image: "head@2", Digest: digest})
+	b.machines.Patience = time.Millisecond
+	for i := range 2 {
+		var task clone.Task
+		if status, why := one.ask("/v1/task", clone.Idle{}, &task); task.Update != nil || (task.Pair != nil) != (i == 0) {
+			t.Fatalf("%d, %s: %+v", status, why, task)
+		}
+	}
+	b.machines.Patience = time.Minute
 	order := func(id, image string, force bool) *clone.UpdateOrders {
 		t.Helper()
 		commit(t, b.cluster, cluster.OrderUpdate{Node: "node001", ID: id, Image: image, Digest: digest, Force: force})

@@ -45,7 +45,9 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 		if o := m.tellPair(r.Context(), n, body.Pair); o != nil {
 			return clone.Task{Pair: o}, nil
 		}
-		if n.Update.Pending() {
+		// A head of a pair that does not say what it was told is of a doppel
+		// before pairs: it would not keep what is its own.
+		if n.Update.Pending() && (body.Pair != nil || m.word(n) == nil) {
 			return m.orderUpdate(r.Context(), n)
 		}
 		task, more := m.questions.next(n.Name)
