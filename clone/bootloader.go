@@ -64,6 +64,9 @@ func (in *install) uefi(ctx context.Context) error {
 	}
 	target, fallback := efiNames(in.plan.Arch)
 	base := []string{tool, "--target=" + target, "--efi-directory=" + esp.FS.Mount, "--no-nvram"}
+	if in.plan.Found != nil {
+		return in.foundUEFI(ctx, base, esp.FS.Mount, fallback)
+	}
 	if id := in.image.Facts.OSRelease["ID"]; id != "" {
 		if err := in.run(ctx, in.target, append(slices.Clone(base), "--bootloader-id="+id)); err != nil {
 			return err
@@ -80,6 +83,26 @@ func (in *install) uefi(ctx context.Context) error {
 		in.report(StageBootloader, "no boot entry was added: "+err.Error(), 0, 0)
 	}
 	return nil
+}
+
+// foundUEFI renews GRUB where a machine that is as it was found has it, and
+// leaves the firmware's variables alone.
+func (in *install) foundUEFI(ctx context.Context, base []string, esp, fallback string) error {
+	tree, err := os.OpenRoot(in.target)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	there := func(name string) bool { _, err := tree.Stat(path.Join(esp[1:], name)); return err == nil }
+	if id := in.image.Facts.OSRelease["ID"]; id != "" && there("EFI/"+id) {
+		if err := in.run(ctx, in.target, append(slices.Clone(base), "--bootloader-id="+id)); err != nil {
+			return err
+		}
+	}
+	if !there("EFI/BOOT/" + fallback) {
+		return nil
+	}
+	return in.run(ctx, in.target, append(slices.Clone(base), "--removable"))
 }
 
 // program is the path, below the image's root, of the first of the programs
@@ -107,8 +130,10 @@ func (in *install) grubConfig(ctx context.Context) error {
 	if in.keepsConfig(name) && in.checkConfig(name) == nil {
 		return nil
 	}
-	if err := in.consoles(); err != nil {
-		return err
+	if in.plan.Found == nil { // which has its own
+		if err := in.consoles(); err != nil {
+			return err
+		}
 	}
 	args := []string{in.program("grub-mkconfig", "grub2-mkconfig"), "-o", "/" + name}
 	if args[0] == "" {
@@ -132,7 +157,7 @@ func (in *install) configName() string {
 // kind of table, same file systems for the root and for /boot.
 func (in *install) keepsConfig(name string) bool {
 	l := in.image.Layout
-	if l == nil || l.Table != "gpt" || !in.index.has(name) || in.image.Facts.Firmware != string(in.plan.Firmware) {
+	if in.plan.Found != nil || l == nil || l.Table != "gpt" || !in.index.has(name) || in.image.Facts.Firmware != string(in.plan.Firmware) {
 		return false
 	}
 	for _, dir := range []string{"/", "/boot"} {
@@ -170,7 +195,7 @@ func (in *install) checkConfig(name string) error {
 		text += entry
 	}
 	root := in.plan.FileSystemAt("/")
-	if !strings.Contains(text, root.FS.UUID) && !strings.Contains(strings.ToUpper(text), root.GUID) {
+	if !names(text, root.FS.UUID) && !names(strings.ToUpper(text), root.GUID) && (in.plan.Found == nil || !names(text, in.plan.Found.Root)) {
 		return fmt.Errorf("check GRUB's configuration: %s does not name the root file system %s", name, root.FS.UUID)
 	}
 	if !slices.ContainsFunc(in.image.Boot.Kernels, func(k imaging.Kernel) bool { return strings.Contains(text, path.Base(k.Path)) }) {
@@ -178,6 +203,9 @@ func (in *install) checkConfig(name string) error {
 	}
 	return nil
 }
+
+// names tells whether a text has a word, which may be none.
+func names(text, word string) bool { return word != "" && strings.Contains(text, word) }
 
 // loaderEntries are the Boot Loader Specification's entries, which Red Hat's
 // grub.cfg only points to.

@@ -11,10 +11,29 @@ type NodeConfig struct {
 	Server  string `json:"server"`
 	Node    string `json:"node"`
 	Install string `json:"install"`
+
+	Enlisted   bool `json:"enlisted,omitempty"`    // the machine was not installed by doppel
+	AgentThere bool `json:"agent_there,omitempty"` // and had the agent before
+}
+
+// DecodeNodeConfig reads node.json.
+func DecodeNodeConfig(b []byte) (NodeConfig, error) {
+	var c NodeConfig
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("read node.json: %w", err)
+	}
+	if c.Server == "" || c.Node == "" {
+		return c, fmt.Errorf("read node.json: it is of no node")
+	}
+	return c, nil
 }
 
 func nodeJSON(p *Plan) ([]byte, error) {
-	b, err := json.MarshalIndent(NodeConfig{Server: p.Server, Node: p.Node, Install: p.ID}, "", "  ")
+	return configJSON(NodeConfig{Server: p.Server, Node: p.Node, Install: p.ID})
+}
+
+func configJSON(c NodeConfig) ([]byte, error) {
+	b, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("write node.json: %w", err)
 	}

@@ -76,6 +76,8 @@ type Plan struct {
 	After      string       `json:"after"`
 	Server     string       `json:"server"`
 	Notes      []string     `json:"notes,omitempty"` // where the partitions are not the head's, and why
+
+	Found *FoundMachine `json:"found,omitempty"` // the machine is as it was found; nil: doppel laid it out
 }
 
 // Partition is one partition of a plan.

@@ -52,11 +52,16 @@ type UpdateOrders struct {
 	Pre   string   `json:"pre,omitempty"`   // shell command to run first; when it fails, nothing is touched
 	Post  string   `json:"post,omitempty"`  // shell command to run when all is done
 	Access
+
+	Pair   *PairWord     `json:"pair,omitempty"`   // of which the node is a head; nil: of none
+	Parted *PartedOrders `json:"parted,omitempty"` // what was changed here since then is kept; nil: nothing is
 }
 
 // Idle asks for something to do, as a node that runs does without end.
 type Idle struct {
 	BootID string `json:"boot_id"` // /proc/sys/kernel/random/boot_id
+
+	Pair *PairWord `json:"pair,omitempty"` // what the node was last told of its pair; nil: nothing
 }
 
 // Task is something to do.
@@ -65,6 +70,7 @@ type Task struct {
 	Drift  *DriftOrders  `json:"drift,omitempty"`
 
 	Capture *CaptureOrders `json:"capture,omitempty"`
+	Pair    *PairOrders    `json:"pair,omitempty"`
 }
 
 // CaptureOrders ask a node for the far end of a capture: for a connection to
@@ -104,6 +110,8 @@ type UpdateReport struct {
 	Removed []string             `json:"removed,omitempty"` // paths named that the image lacks
 	Boot    bool                 `json:"boot,omitempty"`    // the boot menu was made anew
 	Seconds float64              `json:"seconds"`
+
+	Kept *Kept `json:"kept,omitempty"` // on a head that parted from its other
 }
 
 // Stage is a step of carrying out a plan, or of an update in place.

@@ -24,6 +24,8 @@ type UpdateOptions struct {
 	Work   string // a directory in memory, for what is made before it replaces something
 	Disk   string // the node's disk, as its kernel calls it today
 	Orders UpdateOrders
+	Own    func(path string) bool    // true: changed on this node and kept as it is, as Orders.Keep has it; nil: nothing is
+	Skip   func(path string) bool    // true: not looked at, nor what is below it; nil: nothing
 	Report func(Report)              // takes the stages as they come; must not block for long
 	Change func(imaging.ApplyChange) // each thing done
 	Log    *slog.Logger
@@ -89,7 +91,7 @@ func (u *updater) run(ctx context.Context) error {
 		{StagePre, func() bool { return orders.Pre != "" }, func(ctx context.Context) error { return u.shell(ctx, orders.Pre) }},
 		{StageApply, always, u.apply},
 		{StageIdentity, always, u.derive},
-		{StageBootloader, func() bool { return u.menu || u.loader }, u.refreshBoot},
+		{StageBootloader, func() bool { return (u.menu || u.loader) && !u.leavesBoot() }, u.refreshBoot},
 		{StageSettle, always, u.settle},
 		{StagePost, func() bool { return orders.Post != "" }, func(ctx context.Context) error { return u.shell(ctx, orders.Post) }},
 	} {
@@ -110,7 +112,10 @@ func (u *updater) run(ctx context.Context) error {
 
 // check refuses an image that this node could not run.
 func (u *updater) check(context.Context) error {
-	if err := checkStart(u.image.Head, u.plan.Firmware); err != nil {
+	if err := checkStart(u.image.Head, u.plan.Firmware); err != nil && (u.plan.Found == nil || !u.keepsBoot()) {
+		return err
+	}
+	if err := u.checkFound(); err != nil {
 		return err
 	}
 	if arch := u.image.Facts.Arch; arch != "" && u.plan.Arch != "" && arch != u.plan.Arch {
@@ -186,10 +191,10 @@ func (u *updater) apply(ctx context.Context) error {
 	}
 	rep, err := imaging.Apply(ctx, u.image, u.chunks, u.target, imaging.ApplyOptions{
 		Delete: true, Paths: paths, Full: u.o.Orders.Full, Mounts: u.plan.mounts(),
-		Skip: func(p string) bool { return foreign[p] },
-		Keep: u.keeps,
+		Skip: func(p string) bool { return foreign[p] || u.o.Skip != nil && u.o.Skip(p) },
+		Keep: func(p string) bool { return u.keeps(p) || u.o.Own != nil && u.o.Own(p) },
 		Written: func() error {
-			if !u.menu {
+			if !u.menu || u.leavesBoot() {
 				return nil
 			}
 			return u.bootMenu(ctx)

@@ -6,7 +6,7 @@ import (
 )
 
 // Change is one thing that happens to a cluster. The types below, and those in
-// update.go and sync.go, are all there are.
+// update.go, sync.go, pair.go and enlist.go, are all there are.
 type Change interface {
 	// Kind is the name of the change's type in the log.
 	Kind() string

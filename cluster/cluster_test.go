@@ -184,6 +184,8 @@ func everything(t *testing.T, c *Cluster) {
 		ReportUpdate{Node: "node001", ID: "U1", Stage: "apply"}, EndUpdate{Node: "node001", ID: "U1", Result: "done"})
 	commit(t, c, OrderUpdate{Node: "node001", ID: "U2", Image: "head@5", Digest: "sha256:cc"}, CancelUpdate{Node: "node001"})
 	commit(t, c, EndRound{Image: "head", Round: Round{Begun: c.Now(), Ended: c.Now(), Version: "head@4", Sent: 9}}, PauseSync{Image: "head", Paused: true}, HoldNode{Node: "node001", Held: true})
+	commit(t, c, EnlistNode{Name: "primary", MAC: mac(77), Addr: addr(77), Key: "k", Runs: "head@4", Digest: "sha256:aa"}, RemoveNode{Name: "primary"})
+	commit(t, c, PairSync{Image: "head", Heads: [2]string{"node001", "node002"}}, TurnSync{Image: "head", To: "node001", Force: true})
 	install(t, c, "node002", "I2")
 	commit(t, c, Fail{Node: "node002", Install: "I2", Reason: "no disk"}, Disarm{Node: "node002"})
 	commit(t, c, PutLease{Lease{Addr: addr(200), MAC: mac(9), ClientID: []byte{1, 2}, Hostname: "x", Expires: c.Now().Add(time.Hour)}})
@@ -376,7 +378,7 @@ func TestEvents(t *testing.T) {
 	for _, e := range c.Events(0, Filter{Node: "node001"}) {
 		kinds = append(kinds, e.Kind)
 	}
-	want := "add set sighting assign arm boot enrol install stage certify installed up update updated update update-failed held refused"
+	want := "add set sighting assign arm boot enrol install stage certify installed up update updated update update-failed held turn refused"
 	if got := strings.Join(kinds, " "); got != want {
 		t.Errorf("node001's events: %s\nwant: %s", got, want)
 	}

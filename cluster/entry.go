@@ -114,6 +114,12 @@ func decodeChange(kind string, b []byte) (Change, error) {
 		return decodeAs[EndRound](b)
 	case PauseSync{}.Kind():
 		return decodeAs[PauseSync](b)
+	case EnlistNode{}.Kind():
+		return decodeAs[EnlistNode](b)
+	case PairSync{}.Kind():
+		return decodeAs[PairSync](b)
+	case TurnSync{}.Kind():
+		return decodeAs[TurnSync](b)
 	case HoldNode{}.Kind():
 		return decodeAs[HoldNode](b)
 	case OrderUpdate{}.Kind():

@@ -27,7 +27,7 @@ func kinds() []Change {
 	return []Change{
 		AddNodes{}, SetNode{}, RemoveNode{}, Sight{}, ForgetSighting{}, Assign{}, Unassign{}, OpenCollection{}, CloseCollection{},
 		Arm{}, Disarm{}, BeginBoot{}, Enrol{}, BeginInstall{}, ReportStage{}, Certify{}, Finish{}, Fail{}, Up{}, PutLease{}, DeleteLease{}, Note{},
-		OrderUpdate{}, BeginUpdate{}, ReportUpdate{}, EndUpdate{}, CancelUpdate{}, EndRound{}, PauseSync{}, HoldNode{},
+		OrderUpdate{}, BeginUpdate{}, ReportUpdate{}, EndUpdate{}, CancelUpdate{}, EndRound{}, PauseSync{}, HoldNode{}, PairSync{}, TurnSync{}, EnlistNode{},
 	}
 }
 
@@ -196,7 +196,7 @@ func anything(r *rand.Rand, at time.Time) Change {
 	m := mac(byte(r.IntN(6)))
 	id := fmt.Sprintf("I%d", r.IntN(4))
 	boot := nonce + fmt.Sprint(r.IntN(2))
-	switch r.IntN(30) {
+	switch r.IntN(32) {
 	case 0, 1:
 		return add(name, byte(11+r.IntN(6)))
 	case 2:
@@ -241,6 +241,10 @@ func anything(r *rand.Rand, at time.Time) Change {
 		return EndRound{Image: "head", Round: Round{Version: "head@4", Failed: []string{"", "why"}[r.IntN(2)], Unchanged: r.IntN(2) == 0}}
 	case 28:
 		return PauseSync{Image: "head", Paused: r.IntN(2) == 0}
+	case 30:
+		return PairSync{Image: "head", Heads: [][2]string{{"node001", "node002"}, {"node002", "node003"}, {}}[r.IntN(3)]}
+	case 31:
+		return TurnSync{Image: "head", To: name, Common: "head@4", Digest: "d4", Known: uint64(r.IntN(9)), Force: r.IntN(2) == 0}
 	case 29:
 		return HoldNode{Node: name, Held: r.IntN(2) == 0}
 	case 26:

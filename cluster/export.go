@@ -18,7 +18,7 @@ const inventoryFormat = 1
 func (c *Cluster) Export() Inventory {
 	nodes := c.Nodes()
 	for i := range nodes {
-		nodes[i].Install, nodes[i].Update, nodes[i].Reason = nil, nil, ""
+		nodes[i].Install, nodes[i].Update, nodes[i].Parted, nodes[i].Reason = nil, nil, nil, ""
 	}
 	return Inventory{Format: inventoryFormat, Nodes: nodes}
 }

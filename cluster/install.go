@@ -254,7 +254,7 @@ func (c Finish) apply(s *state, at time.Time) error {
 	n.State, n.Reason, n.Runs = Installed, "", n.Install.Image
 	n.Install.Stage, n.Install.Detail = "finish", ""
 	n.Install.Updated, n.Install.Finished = at, at
-	n.UpFrom = ""
+	n.UpFrom, n.Parted, n.Enlisted = "", nil, time.Time{}
 	s.putNode(n.Name, n)
 	s.tell(at, "installed", n, fmt.Sprintf("%s is installed with %s after %s", n.Name, n.Install.Image, at.Sub(n.Install.Armed).Round(time.Second)))
 	return nil

@@ -68,6 +68,7 @@ func (c AddNodes) prepare(s *state, at time.Time) (Change, error) {
 func imported(n, from *Node) {
 	n.MAC = new(*from.MAC)
 	n.Runs, n.UpFrom, n.Key = text(from.Runs, maxField), text(from.UpFrom, maxField), text(from.Key, maxField)
+	n.Enlisted = from.Enlisted
 	n.State = atRest(n)
 }
 
@@ -76,7 +77,7 @@ func atRest(n *Node) State {
 	switch {
 	case n.MAC == nil:
 		return Discovered
-	case n.Runs != "":
+	case n.Runs != "" || !n.Enlisted.IsZero():
 		return Installed
 	}
 	return Assigned
@@ -97,7 +98,7 @@ func (s *state) checkNode(n *Node) error {
 	if why := outside(n.Addr, own); why != "" {
 		return refuse("give another address or prefix length", "%s cannot have %s, which %s", n.Name, own, why)
 	}
-	if s.rules.Server == n.Addr {
+	if s.rules.Server == n.Addr && n.Enlisted.IsZero() { // a head may be both
 		return refuse("give another address", "%s cannot have %s, which is this server's own", n.Name, n.Addr)
 	}
 	if s.rules.inPool(n.Addr) {

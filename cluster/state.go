@@ -161,6 +161,9 @@ func (n *Node) clone() Node {
 		c.Update = new(*n.Update)
 		c.Update.Paths = slices.Clone(n.Update.Paths)
 	}
+	if n.Parted != nil {
+		c.Parted = new(*n.Parted)
+	}
 	return c
 }
 

@@ -16,6 +16,7 @@ type Sync struct {
 	Good     *Round    `json:"good,omitempty"` // the last that did not fail
 	Full     time.Time `json:"full,omitzero"`  // when the source was last read anew
 	Failures int       `json:"failures,omitempty"`
+	Pair     *Pair     `json:"pair,omitempty"` // of the heads that it is kept between; nil: it has a source
 }
 
 // Round is one capture of the source that an image follows.
@@ -33,6 +34,8 @@ type Round struct {
 	Rescan    string    `json:"rescan,omitempty"`   // why everything was, though the source is watched
 	Missed    string    `json:"missed,omitempty"`   // paths, some of those whose changes the watch had not seen
 	Failed    string    `json:"failed,omitempty"`   // why
+
+	Generation uint64 `json:"generation,omitempty"` // of the pair, as the round began; 0: there is none
 }
 
 // EndRound says how a round ended.
@@ -65,6 +68,9 @@ func (s Sync) clone() Sync {
 	}
 	if s.Good != nil {
 		s.Good = new(*s.Good)
+	}
+	if s.Pair != nil {
+		s.Pair = new(*s.Pair)
 	}
 	return s
 }
@@ -131,6 +137,12 @@ func (c EndRound) apply(s *state, at time.Time) error {
 		}
 	}
 	s.putSync(v)
+	if p := v.Pair; p != nil && c.Failed == "" && c.Generation == p.Generation {
+		if n, err := s.editing(p.Active); err == nil && n.State == Installed && (n.Runs != c.Version || n.Parted != nil) {
+			n.Runs, n.Parted = c.Version, nil // it was made of it
+			s.putNode(n.Name, n)
+		}
+	}
 	return nil
 }
 

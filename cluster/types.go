@@ -44,10 +44,14 @@ type Node struct {
 	Reason  string     `json:"reason,omitempty"` // why it is Failed
 	Install *Install   `json:"install,omitempty"`
 	Update  *Update    `json:"update,omitempty"`
-	Runs    string     `json:"runs,omitempty"` // NAME@VERSION on its disk
-	Held    bool       `json:"held,omitempty"` // does not follow its image
+	Parted  *Parted    `json:"parted,omitempty"` // since when it may have changes of its own; nil: it has none that stay
+	Runs    string     `json:"runs,omitempty"`   // NAME@VERSION on its disk
+	Held    bool       `json:"held,omitempty"`   // does not follow its image
 	LastUp  time.Time  `json:"last_up,omitzero"`
 	Added   time.Time  `json:"added"`
+	// Enlisted is when the machine became a node without being installed by
+	// doppel; zero: doppel installed it, or nobody did.
+	Enlisted time.Time `json:"enlisted,omitzero"`
 	// UpFrom is the disk GUID the node last reported itself up from.
 	UpFrom string `json:"up_from,omitempty"`
 	BootID string `json:"boot_id,omitempty"` // of the boot it last reported itself up in

@@ -40,8 +40,9 @@ type OrderUpdate struct {
 	Force  bool   `json:"force,omitempty"`
 	Hold   bool   `json:"hold,omitempty"` // on that version, until HoldNode says otherwise
 
-	// Paths, from the root, are to be as in the version that the node runs;
-	// what else differs stays. Empty: everything.
+	// Paths, from the root, are to be as in the version that the node runs, or,
+	// on the active head of a pair, as in any version of its image; what else
+	// differs stays. Empty: everything.
 	Paths []string `json:"paths,omitempty"`
 }
 
@@ -71,6 +72,7 @@ type EndUpdate struct {
 	ID     string `json:"id"`
 	Failed string `json:"failed,omitempty"`
 	Result string `json:"result,omitempty"`
+	Kept   *Kept  `json:"kept,omitempty"` // on a head that parted from its other; nil: not known
 }
 
 // CancelUpdate takes back an update that has not ended.
@@ -100,7 +102,16 @@ func (c OrderUpdate) prepare(s *state, at time.Time) (Change, error) {
 			return nil, fmt.Errorf("ordering an update of %s: the %s %s cannot be", c.Node, what, quoteName(v))
 		}
 	}
-	if len(c.Paths) > 0 && c.Image != n.Runs {
+	image, _, _ := strings.Cut(c.Image, "@")
+	active := s.active(n.Name)
+	switch {
+	case active != "" && len(c.Paths) == 0:
+		return nil, refuse("doppel sync turn "+active+" --to "+s.syncs[active].Pair.Other(n.Name)+" makes the other head the active one first",
+			"%s is the active head of %s, which is captured and never made equal to anything", n.Name, active)
+	case n.Parted.Open() && len(c.Paths) == 0 && image != n.Parted.Image && !c.Force:
+		return nil, refuse("decide on it with doppel sync drift "+n.Name+", or add --force", "%s may have changes of its own since %s, which %s would undo", n.Name, n.Parted.Base, c.Image)
+	}
+	if len(c.Paths) > 0 && c.Image != n.Runs && (active == "" || image != active) {
 		return nil, refuse("leave the version out", "paths of %s can only be made as in %s, which it runs, and not as in %s", n.Name, n.Runs, c.Image)
 	}
 	if len(c.Paths) > maxPaths {
@@ -132,6 +143,16 @@ func (c OrderUpdate) apply(s *state, at time.Time) error {
 	s.putNode(n.Name, n)
 	s.tell(at, "update", n, text(message, maxText))
 	return nil
+}
+
+// active is the image by whose pair a node is the active head; empty: by none.
+func (s *state) active(node string) string {
+	for image, v := range s.syncs {
+		if v.Pair != nil && v.Pair.Active == node {
+			return image
+		}
+	}
+	return ""
 }
 
 // updating finds the node of an update that has not ended.
@@ -221,6 +242,9 @@ func (c EndUpdate) apply(s *state, at time.Time) error {
 	}
 	if c.Result != "" {
 		message += ": " + c.Result
+	}
+	if c.Failed == "" {
+		n.settle(s, c.Kept, at)
 	}
 	s.putNode(n.Name, n)
 	s.tell(at, kind, n, message)

@@ -22,6 +22,8 @@ type Report struct {
 	Entries     int64                `json:"entries"`     // that the image has
 	Differences []imaging.Difference `json:"differences"` // that may not be, by path
 	Allowed     []Excused            `json:"allowed"`     // that may be, by path
+
+	Own []Own `json:"own,omitempty"` // among the differences: kept as they are until somebody decides
 }
 
 // Equal tells whether the tree differs in nothing but what may be.

@@ -25,6 +25,7 @@ type Admin struct {
 	Sync        Syncer // nil: none is configured
 	Drifts      Drifter
 	Captures    Capturer
+	Enlists     Enlister
 	Version     string
 	Started     time.Time
 	Log         *slog.Logger
@@ -58,6 +59,9 @@ func (a *Admin) Handler() http.Handler {
 	mux.Handle("GET "+pathSync, a.handle(a.syncStatus))
 	mux.Handle("POST "+pathSync, a.handle(a.sync))
 	mux.Handle("POST "+pathDrift, a.handle(a.drift))
+	mux.Handle("GET "+pathEnlist, a.handle(a.authority))
+	mux.Handle("POST "+pathEnlist, a.handle(a.enlist))
+	mux.Handle("POST "+pathTurn, a.handle(a.turn))
 	mux.HandleFunc("GET "+pathCapture, a.capture)
 	mux.Handle("/", nothing(a.Log))
 	return mux

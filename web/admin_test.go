@@ -433,13 +433,14 @@ func FuzzAdmin(f *testing.F) {
 	type target struct{ method, path string }
 	targets := []target{
 		{"POST", pathNodes}, {"PATCH", pathNodes + "/node001"}, {"POST", pathRemove}, {"POST", pathImport}, {"POST", pathAssign},
-		{"POST", pathUnassign}, {"POST", pathCollection}, {"POST", pathDeploy}, {"POST", pathDisarm},
+		{"POST", pathUnassign}, {"POST", pathCollection}, {"POST", pathDeploy}, {"POST", pathDisarm}, {"POST", pathEnlist}, {"POST", pathTurn},
 	}
 	for i, v := range []any{
 		AddNodes{Series: &cluster.Series{Base: "x", Count: 3, First: addrOf(50)}}, cluster.SetNode{Name: "node001", Image: new("head")},
 		Named{Nodes: []string{"node[001-003]"}}, Import{Inventory: cluster.Inventory{Format: 1, Nodes: []cluster.Node{{Name: "x", Addr: addrOf(60)}}}},
 		AssignMAC{MAC: mac(9), Node: "node002"}, Named{Nodes: []string{"all"}}, Collect{For: Duration(time.Minute)},
 		Deploy{Nodes: []string{"@compute"}, Image: "head", DryRun: true}, Named{Nodes: []string{"@image:head"}},
+		EnlistRequest{Name: "primary", Found: found(nic("eth0", "52:54:00:00:00:21", "127.77.0.33/24"))}, TurnRequest{To: "node001"},
 	} {
 		b, err := json.Marshal(v)
 		if err != nil {
@@ -456,7 +457,11 @@ func FuzzAdmin(f *testing.F) {
 			f.Error(err)
 		}
 	})
-	a := &Admin{Cluster: c, CheckDeploy: checkDeploy, Log: slog.New(slog.DiscardHandler)}
+	ca, err := OpenCA(f.TempDir(), []string{"127.0.0.1"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	a := &Admin{Cluster: c, CheckDeploy: checkDeploy, Enlists: &Machines{Cluster: c, CA: ca}, Log: slog.New(slog.DiscardHandler)}
 	h := a.Handler()
 	f.Fuzz(func(t *testing.T, which uint8, body []byte) {
 		to := targets[int(which)%len(targets)]

@@ -129,4 +129,6 @@ const (
 	pathSync       = "/v1/sync"
 	pathDrift      = "/v1/drift"
 	pathCapture    = "/v1/capture"
+	pathEnlist     = "/v1/enlist"
+	pathTurn       = "/v1/turn"
 )

@@ -254,7 +254,7 @@ func (m *machine) send(path string, body []byte, into any) (int, string) {
 		}
 		return res.StatusCode, p.Error
 	}
-	if into != nil {
+	if into != nil && res.StatusCode != http.StatusNoContent {
 		if err := json.Unmarshal(b, into); err != nil {
 			m.b.t.Fatalf("%s answers %q: %v", path, b, err)
 		}

@@ -53,6 +53,9 @@ type Machines struct {
 	Update  func(cluster.Node) Policy // what holds for a node's update; nil: nothing
 	Log     *slog.Logger
 
+	// Pair is what holds for a head of a pair; nil, or no word: it is of none.
+	Pair func(cluster.Node) *clone.PairWord
+
 	// Patience is how long a node that asks for work is let wait for some;
 	// 0: 25 s.
 	Patience time.Duration
@@ -61,6 +64,7 @@ type Machines struct {
 
 	refusals  refusals
 	questions questions
+	tells     tells
 }
 
 // maxWord bounds the body of a machine's request.
@@ -77,6 +81,7 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/task", m.handle(m.task))
 	mux.Handle("POST /v1/update", m.handle(m.update))
 	mux.Handle("POST /v1/drift", m.handle(m.drift))
+	mux.Handle("POST /v1/pair", m.handle(m.pair))
 	mux.HandleFunc("GET /v1/stream", m.stream)
 	mux.Handle("/", nothing(m.Log))
 	return mux
@@ -230,15 +235,20 @@ func hasMAC(hw clone.Hardware, mac cluster.MAC) bool {
 }
 
 func (m *Machines) target(n cluster.Node, head imaging.Head) clone.Target {
+	t := m.machineOf(n)
+	t.Install, t.Disk, t.After, t.Image, t.ImageHead = n.Install.ID, n.Install.Disk, n.Install.After, n.Install.Image, head
+	return t
+}
+
+// machineOf is what the inventory says of a node, whatever it is to become.
+func (m *Machines) machineOf(n cluster.Node) clone.Target {
 	gateway := n.Gateway
 	if own := netip.PrefixFrom(n.Addr, n.Netmask); !gateway.IsValid() && m.Gateway.IsValid() && own.Contains(m.Gateway) && m.Gateway != n.Addr {
 		gateway = m.Gateway
 	}
 	return clone.Target{
-		Install: n.Install.ID, Node: n.Name, Domain: cmp.Or(n.Domain, m.Domain), Role: string(n.Role),
-		MAC: n.MAC.String(), Addr: netip.PrefixFrom(n.Addr, n.Netmask), Gateway: gateway, DNS: m.DNS,
-		Disk: n.Install.Disk, After: n.Install.After, Server: m.Server,
-		Image: n.Install.Image, ImageHead: head,
+		Node: n.Name, Domain: cmp.Or(n.Domain, m.Domain), Role: string(n.Role),
+		MAC: n.MAC.String(), Addr: netip.PrefixFrom(n.Addr, n.Netmask), Gateway: gateway, DNS: m.DNS, Server: m.Server,
 	}
 }
 

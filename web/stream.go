@@ -21,6 +21,9 @@ const protocol = "doppel-capture"
 // OpenCapture asks a node that runs for the far end of a capture of its tree,
 // and gives the stream to it, which the caller closes.
 func (m *Machines) OpenCapture(ctx context.Context, node string) (net.Conn, error) {
+	if n, ok := m.Cluster.Node(node); !ok || n.Key == "" {
+		return nil, &cluster.RefusedError{What: node + " is not a node with an agent", Hint: "install it with doppel deploy, or make it a node with doppel node enlist"}
+	}
 	o := clone.CaptureOrders{ID: newInstall()}
 	answer, err := m.questions.ask(ctx, node, o.ID, clone.Task{Capture: &o})
 	if err != nil {

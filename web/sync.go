@@ -17,6 +17,9 @@ type Syncer interface {
 	Changed()
 	// Want asks for a round of an image's source, as soon as none is under way.
 	Want(image string)
+	// Turn makes the other head of a pair the active one. A
+	// *cluster.RefusedError says why not; then nothing was changed.
+	Turn(ctx context.Context, req TurnRequest) (Turned, error)
 }
 
 // SyncStatus is how the sync of one image stands.

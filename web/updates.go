@@ -42,7 +42,12 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 	pace := time.NewTicker(followEvery)
 	defer pace.Stop()
 	for changed := m.Cluster.Watch(ctx); ; {
-		if n.Update.Pending() {
+		if o := m.tellPair(r.Context(), n, body.Pair); o != nil {
+			return clone.Task{Pair: o}, nil
+		}
+		// A head of a pair that does not say what it was told is of a doppel
+		// before pairs: it would not keep what is its own.
+		if n.Update.Pending() && (body.Pair != nil || m.word(n) == nil) {
 			return m.orderUpdate(r.Context(), n)
 		}
 		task, more := m.questions.next(n.Name)
@@ -79,6 +84,13 @@ func (m *Machines) orderUpdate(ctx context.Context, n cluster.Node) (any, error)
 	if err != nil {
 		return nil, fmt.Errorf("reading the image %s for %s: %w", n.Update.Image, n.Name, err)
 	}
+	parted, err := m.parted(ctx, n)
+	if endsInstall(err) {
+		return nil, m.Cluster.Commit(ctx, cluster.EndUpdate{Node: n.Name, ID: n.Update.ID, Failed: err.Error()})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s, in which %s parted: %w", n.Parted.Base, n.Name, err)
+	}
 	if err := forbid(m.Cluster.Commit(ctx, cluster.BeginUpdate{Node: n.Name, ID: n.Update.ID})); err != nil {
 		return nil, err
 	}
@@ -90,7 +102,7 @@ func (m *Machines) orderUpdate(ctx context.Context, n cluster.Node) (any, error)
 	return clone.Task{Update: &clone.UpdateOrders{
 		ID: n.Update.ID, Image: n.Update.Image, Full: n.Update.Full, Force: n.Update.Force, Paths: n.Update.Paths,
 		Keep: p.Keep, Pre: p.Pre, Post: p.Post,
-		Access: m.access(n.Role, version, n.Update.Digest),
+		Access: m.access(n.Role, version, n.Update.Digest), Pair: m.word(n), Parted: parted,
 	}}, nil
 }
 
@@ -112,7 +124,7 @@ func (m *Machines) update(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	switch {
 	case body.Stage == clone.StageFinish:
-		err = m.Cluster.Commit(r.Context(), cluster.EndUpdate{Node: n.Name, ID: body.Install, Result: resultText(body.Result)})
+		err = m.Cluster.Commit(r.Context(), cluster.EndUpdate{Node: n.Name, ID: body.Install, Result: resultText(body.Result), Kept: keptOf(body.Result)})
 	case body.Stage == clone.StageFailed:
 		reason := body.Detail
 		if reason == "" {
@@ -136,6 +148,9 @@ func resultText(r *clone.UpdateReport) string {
 	}
 	a := cmp.Or(r.Apply, &imaging.ApplyReport{})
 	text := fmt.Sprintf("%d written, %d set right, %d removed, in %.1f s", a.Written+int64(len(r.Derived)), a.Fixed, a.Deleted+int64(len(r.Removed)), r.Seconds)
+	if r.Kept != nil && r.Kept.Own > 0 {
+		text += fmt.Sprintf("; %d kept that were changed here, %d of them on both sides", r.Kept.Own, r.Kept.Both)
+	}
 	if a.Lost > 0 {
 		text += fmt.Sprintf("; %d things could not be set", a.Lost)
 	}

@@ -58,10 +58,11 @@ func FuzzWords(f *testing.F) {
 	csr := newCSR(f)
 	boot := certificate(f, ca, csr, Identity{Boot: true, Node: "node001", Install: id})
 	own := certificate(f, ca, csr, Identity{Node: "node001"})
-	paths := []string{"/v1/enrol", "/v1/orders", "/v1/report", "/v1/certificate", "/v1/up", "/v1/task", "/v1/update"}
+	paths := []string{"/v1/enrol", "/v1/orders", "/v1/report", "/v1/certificate", "/v1/up", "/v1/task", "/v1/update", "/v1/pair"}
 	for i, v := range []any{
 		clone.Enrol{Boot: boot1, CSR: csr}, hardware(11), clone.Report{Install: id, Stage: clone.StageApply, Done: 1}, clone.Enrol{CSR: csr},
 		clone.Up{Hostname: "node001", BootID: "b"}, clone.Idle{BootID: "b"}, clone.UpdateWord{Report: clone.Report{Install: "U", Stage: clone.StageApply}},
+		clone.PairAnswer{ID: "Q", PairWord: clone.PairWord{Image: "head", Generation: 1}},
 	} {
 		b, err := json.Marshal(v)
 		if err != nil {

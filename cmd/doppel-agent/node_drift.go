@@ -61,6 +61,10 @@ func (n *node) drift(ctx context.Context, o *clone.DriftOrders) (resync.Report, 
 		r, ok := table.Match(p)
 		return r.Words, ok
 	}
+	own, err := n.ownPaths()
+	if err != nil {
+		return resync.Report{}, err
+	}
 	report, err := resync.Drift(ctx, m, n.root, allowed, imaging.CompareOptions{Skip: func(p string) bool { return foreign[p] }, Trust: !o.Full})
 	if err == nil && len(report.Differences) > maxDrift {
 		err = fmt.Errorf("it differs in %d ways, which is another tree", len(report.Differences))
@@ -68,5 +72,6 @@ func (n *node) drift(ctx context.Context, o *clone.DriftOrders) (resync.Report, 
 	if len(report.Allowed) > maxDrift {
 		report.Allowed = report.Allowed[:maxDrift]
 	}
+	report.Own = own
 	return report, err
 }

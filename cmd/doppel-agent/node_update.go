@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -29,7 +31,13 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 	}
 	for ctx.Err() == nil {
 		var t clone.Task
-		_, err := n.head.ask(ctx, "/v1/task", clone.Idle{BootID: strings.TrimSpace(string(boot))}, &t)
+		idle := clone.Idle{BootID: strings.TrimSpace(string(boot))}
+		if idle.Pair, err = n.pair(); err != nil {
+			log.Error("what this node was told of its pair cannot be read", "err", err)
+			sleep(ctx, updatePatience)
+			continue
+		}
+		_, err := n.head.ask(ctx, "/v1/task", idle, &t)
 		var no *refusal
 		switch {
 		case ctx.Err() != nil:
@@ -43,6 +51,8 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 			n.answerDrift(ctx, log, t.Drift)
 		case t.Capture != nil:
 			n.serveCapture(ctx, log, t.Capture)
+		case t.Pair != nil:
+			n.hearPair(ctx, log, t.Pair)
 		default:
 			sleep(ctx, idlePause) // the head has let this node wait already
 		}
@@ -87,6 +97,9 @@ func (n *node) carryOut(ctx context.Context, log *slog.Logger, o *clone.UpdateOr
 
 // update makes this node what the orders say.
 func (n *node) update(ctx context.Context, log *slog.Logger, o *clone.UpdateOrders) (*clone.UpdateReport, error) {
+	if err := n.permit(o); err != nil {
+		return nil, err
+	}
 	plan, disk, err := n.installed()
 	if err != nil {
 		return nil, err
@@ -101,9 +114,17 @@ func (n *node) update(ctx context.Context, log *slog.Logger, o *clone.UpdateOrde
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r := startReporter(ctx, n.head, "/v1/update", cancel)
-	result, err := clone.Update(ctx, n.machine, plan, manifest, vault, clone.UpdateOptions{
-		Root: n.root, Work: n.work, Disk: disk, Orders: *o, Report: r.report, Log: log,
-	})
+	options := clone.UpdateOptions{Root: n.root, Work: n.work, Disk: disk, Orders: *o, Report: r.report, Log: log}
+	p, err := n.part(ctx, plan, manifest, o, r.report)
+	var result *clone.UpdateReport
+	if err == nil {
+		if p != nil {
+			options.Own, options.Skip = p.keeps, p.skips
+		}
+		if result, err = clone.Update(ctx, n.machine, plan, manifest, vault, options); err == nil {
+			result.Kept, err = n.updated(p, o)
+		}
+	}
 	debug.FreeOSMemory() // there is nothing to do for a while
 	cause := context.Cause(ctx)
 	cancel(nil)
@@ -128,5 +149,36 @@ func (n *node) installed() (plan *clone.Plan, disk string, err error) {
 	if disk, err = n.disk(); err != nil {
 		return nil, "", err
 	}
+	if plan.Found != nil && plan.Firmware == clone.BIOS {
+		disk = startedByGRUB(disk, sysfs("/sys").disks())
+	}
 	return plan, disk, nil
+}
+
+// startedByGRUB is the disk whose first sector has GRUB: the one given, or else
+// the only other one; empty: none has, or several have.
+func startedByGRUB(disk string, disks []clone.Disk) string {
+	has := func(name string) bool {
+		f, err := os.Open(name)
+		if err != nil {
+			return false
+		}
+		defer f.Close() // it was only read
+		b := make([]byte, 512)
+		_, err = io.ReadFull(f, b)
+		return err == nil && bytes.Contains(b[:440], []byte("GRUB"))
+	}
+	if has(disk) {
+		return disk
+	}
+	var found []string
+	for _, d := range disks {
+		if has(d.Path) {
+			found = append(found, d.Path)
+		}
+	}
+	if len(found) == 1 {
+		return found[0]
+	}
+	return ""
 }

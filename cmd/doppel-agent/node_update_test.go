@@ -293,3 +293,15 @@ func TestNodeDrift(t *testing.T) {
 		}
 	}
 }
+
+// A head that has no work answers nothing, which is an answer: the next question
+// is asked without a pause that grows.
+func TestNodeHasNothingToDo(t *testing.T) {
+	n := newTestNode(t)
+	var task clone.Task
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := n.node.head.post(ctx, "/v1/task", clone.Idle{}, &task); err != nil || task != (clone.Task{}) {
+		t.Errorf("%+v, %v", task, err)
+	}
+}

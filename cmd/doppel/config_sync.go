@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ type syncFile struct {
 	Image     string   `toml:"image"`
 	Source    string   `toml:"source"`
 	Root      string   `toml:"root"`
+	Between   []string `toml:"between"`
 	Nodes     []string `toml:"nodes"`
 	Interval  string   `toml:"interval"`
 	Jitter    string   `toml:"jitter"`
@@ -51,7 +53,8 @@ type syncFile struct {
 // syncConfig is a [[sync]] after everything in it was checked.
 type syncConfig struct {
 	Image     string
-	Source    string // empty: nothing is captured, nodes follow what is there
+	Source    string    // empty: nothing is captured, nodes follow what is there
+	Between   [2]string // heads that the image is kept between, instead of a source; empty: none
 	Nodes     []string
 	Schedule  resync.Schedule
 	FullEvery time.Duration
@@ -64,7 +67,16 @@ type syncConfig struct {
 	Retain    imaging.Policy // zero: all versions stay
 }
 
-// syncHelp shows every key.
+// pairHelp shows what is different between two heads.
+const pairHelp = `Between two heads, instead of a source and those who follow, it says which
+two nodes they are. Either may be the active one, which is captured, while the
+other follows; at first it is the one named first:
+
+  [[sync]]
+  image = "head"
+  between = ["head1", "head2"]`
+
+// syncHelp shows every key but between.
 const syncHelp = `A [[sync]] of the configuration keeps nodes equal to a head, or to another
 machine whose image they run:
 
@@ -99,7 +111,7 @@ machine whose image they run:
 // checkSyncs checks every value, and names each by its place.
 func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncConfig {
 	var out []syncConfig
-	seen := map[string]bool{}
+	seen, pairs := map[string]bool{}, map[string]int{}
 	for i := range files {
 		f := &files[i]
 		at := func(key string) string { return fmt.Sprintf("sync %d, %s", i+1, key) }
@@ -118,12 +130,13 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 		}
 		seen[f.Image] = true
 		checkSource(f, &c, at, bad)
+		checkBetween(f, &c, at, bad)
 		for _, expression := range f.Nodes {
 			if _, err := cluster.Select(nil, expression); err != nil && !isUnknown(err) {
 				bad("%s: %v", at("nodes"), err)
 			}
 		}
-		if len(f.Nodes) == 0 && f.Source == "" {
+		if len(f.Nodes) == 0 && f.Source == "" && len(f.Between) == 0 {
 			bad("%s: there is neither a source nor a node: it would do nothing", at("nodes"))
 		}
 		for _, p := range f.Keep {
@@ -140,6 +153,14 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 			if n < 0 {
 				bad("%s: %d versions cannot be kept", at("keep_"+key), n)
 			}
+		}
+		if c.pair() {
+			if i := pairs[c.Between[0]]; i > 0 {
+				bad("%s: %s is of the pair of sync %d already: a head is of one pair", at("between"), c.Between[0], i)
+			} else if i := pairs[c.Between[1]]; i > 0 {
+				bad("%s: %s is of the pair of sync %d already: a head is of one pair", at("between"), c.Between[1], i)
+			}
+			pairs[c.Between[0]], pairs[c.Between[1]] = i+1, i+1
 		}
 		out = append(out, c)
 	}
@@ -167,7 +188,7 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	switch {
 	case !f.Watch && f.Rescan != "":
 		bad("%s: nothing is watched, so every round looks at everything: add watch = true, or leave it out", at("rescan_every"))
-	case f.Watch && f.Source == "":
+	case f.Watch && f.Source == "" && f.Between == nil:
 		bad("%s: there is no source to be watched", at("watch"))
 	case f.Watch && c.Retain.IsZero():
 		bad("%s: a source that is watched makes many versions: say which are to stay, as with keep_last = 24, keep_hourly = 24, keep_daily = 7", at("watch"))
@@ -192,6 +213,42 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	}
 	if err := c.Capture.check(f.Source); err != nil {
 		bad("%s: %v", at("source"), err)
+	}
+}
+
+// checkBetween checks the pair of heads that an image is kept between.
+func checkBetween(f *syncFile, c *syncConfig, at func(string) string, bad func(format string, args ...any)) {
+	if f.Between == nil {
+		return
+	}
+	if len(f.Between) != 2 || f.Between[0] == f.Between[1] {
+		bad("%s: name the two heads, as in between = [\"head1\", \"head2\"]", at("between"))
+		return
+	}
+	for _, name := range f.Between {
+		if names, err := cluster.ExpandNames(name); err != nil || len(names) != 1 || names[0] != name || strings.HasPrefix(name, "@") {
+			bad("%s: %q is not the name of one node", at("between"), name)
+			return
+		}
+	}
+	if f.Source != "" {
+		bad("%s: leave source out: one of the two heads is the source, and doppel sync turn changes which", at("between"))
+	}
+	if f.Root != "" && f.Root != "/" {
+		bad("%s: heads of a pair are captured whole: leave root out", at("root"))
+	}
+	for key, given := range map[string]bool{
+		"identity": f.Identity != "", "known_hosts": f.KnownHosts != "", "sudo": f.Sudo, "pre_capture": f.Pre != "", "post_capture": f.Post != "",
+	} {
+		if given {
+			bad("%s: leave it out: heads of a pair are captured through their agents, without SSH", at(key))
+		}
+	}
+	c.Between = [2]string(f.Between)
+	for _, name := range f.Between {
+		if !slices.Contains(c.Nodes, name) {
+			c.Nodes = append(slices.Clone(c.Nodes), name)
+		}
 	}
 }
 

@@ -322,6 +322,8 @@ func userOf(nodes []cluster.Node, ref string) string {
 			return fmt.Sprintf("%s is to get %s", n.Name, ref)
 		case n.Update.Pending() && n.Update.Image == ref:
 			return fmt.Sprintf("%s is becoming %s", n.Name, ref)
+		case n.Parted != nil && n.Parted.Base == ref:
+			return fmt.Sprintf("%s may have changes of its own since %s", n.Name, ref)
 		}
 	}
 	return ""

@@ -43,7 +43,9 @@ removed. All else stays as it is.
 
 --adopt takes what was changed at the paths that it names, and below them, into
 a new version of the node's image, which is for images that nothing captures
-again: those of compute nodes, say.
+again: those of compute nodes, say. On a head of a pair that is not the active
+one any more, they are what was changed there since the two parted: the active
+head takes them too, and what it has at those paths stays in the versions before.
 
 Differences are told by path, and then by the Debian package that has the path.`,
 		Example: `  doppel sync drift standby
@@ -101,11 +103,19 @@ func runAdopt(ctx context.Context, g *globals, name string, paths []string, yes 
 	if err != nil {
 		return err
 	}
-	base, err := catalog.Resolve(ctx, n.Runs)
+	from, question := n.Runs, fmt.Sprintf("make a new version of %s with %s of %s?", image, printable(strings.Join(paths, ", ")), n.Name)
+	active, err := activeFor(ctx, g, n, image)
 	if err != nil {
 		return err
 	}
-	if err := confirm(ctx, yes, fmt.Sprintf("make a new version of %s with %s of %s?", image, printable(strings.Join(paths, ", ")), n.Name)); err != nil {
+	if active != "" {
+		from, question = image+"@latest", fmt.Sprintf("make a new version of %s with %s of %s, and have %s, which is active, take it?", image, printable(strings.Join(paths, ", ")), n.Name, active)
+	}
+	base, err := catalog.Resolve(ctx, from)
+	if err != nil {
+		return err
+	}
+	if err := confirm(ctx, yes, question); err != nil {
 		return err
 	}
 	// The node is captured as an image of its own, which stays no longer than
@@ -130,6 +140,9 @@ func runAdopt(ctx context.Context, g *globals, name string, paths []string, yes 
 	if err != nil {
 		return err
 	}
+	if active != "" {
+		return giveActive(ctx, g, active, n.Name, v, paths, out)
+	}
 	if g.json {
 		return printJSON(out, v)
 	}
@@ -152,6 +165,9 @@ func mayAdopt(ctx context.Context, g *globals, n cluster.Node, image string, pat
 		if r, ok := table.Match(name); ok {
 			return usagef("leave it out", "%s is %s's own: %s", printable(p), n.Name, r.Words)
 		}
+	}
+	if n.Parted != nil && n.Parted.Image == image {
+		return nil // the active head is given it as well
 	}
 	syncs, err := g.client().Syncs(ctx)
 	var none *web.Error
@@ -193,6 +209,7 @@ func showDrift(ctx context.Context, g *globals, d web.Drift, r resync.Report, ou
 		return err
 	}
 	err = printCompare(out, g, d.Image, r)
+	printOwn(out, d, r.Own)
 	if len(packages) > 0 {
 		t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, "PACKAGE\tPATHS THAT DIFFER")

@@ -55,21 +55,7 @@ func reach(ctx context.Context, o *captureFlags, name string) (*host, error) {
 			return nil, err
 		}
 	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return nil, fmt.Errorf("looking for SSH's configuration: %w", err)
-	}
-	var keys []string
-	if o.key != "" {
-		keys = []string{o.key}
-	}
-	var prompt func(string, bool) (string, error)
-	if !o.unattended {
-		prompt = prompter(ctx)
-	}
-	conn, err := remote.Dial(ctx, target, remote.Options{
-		Home: home, Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompt, Log: newLog(os.Stderr),
-	})
+	conn, prompt, err := dial(ctx, o, target)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +72,27 @@ func reach(ctx context.Context, o *captureFlags, name string) (*host, error) {
 		return remote.Agent(ctx, conn, remote.AgentOptions{Path: agent, Sudo: o.sudo, Prompt: prompt})
 	}
 	return h, nil
+}
+
+// dial connects to a host by SSH. It gives what asks the user, too; nil: nobody
+// is there to be asked.
+func dial(ctx context.Context, o *captureFlags, target remote.Target) (*remote.Conn, func(string, bool) (string, error), error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for SSH's configuration: %w", err)
+	}
+	var keys []string
+	if o.key != "" {
+		keys = []string{o.key}
+	}
+	var prompt func(string, bool) (string, error)
+	if !o.unattended {
+		prompt = prompter(ctx)
+	}
+	conn, err := remote.Dial(ctx, target, remote.Options{
+		Home: home, Keys: keys, KnownHosts: o.knownHosts, Config: o.sshConfig, AcceptNew: o.acceptNew, Prompt: prompt, Log: newLog(os.Stderr),
+	})
+	return conn, prompt, err
 }
 
 // reachNode reaches a node through its agent, which the daemon gives work.

@@ -28,7 +28,7 @@ func newNode(g *globals) *cobra.Command {
 		Example: `  doppel node add --base node --count 16 --start 1 --pad 3 --ip 10.1.0.11
   doppel node ls @compute`,
 	}
-	c.AddCommand(newNodeAdd(g), newNodeLs(g), newNodeShow(g), newNodeSet(g), newNodeRm(g), newNodeExport(g), newNodeImport(g))
+	c.AddCommand(newNodeAdd(g), newNodeEnlist(g), newNodeLs(g), newNodeShow(g), newNodeSet(g), newNodeRm(g), newNodeExport(g), newNodeImport(g))
 	group(c)
 	return c
 }

@@ -209,10 +209,10 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: d.keys,
 		Server: fmt.Sprintf("https://%s", d.tlsAddr()), Blobs: fmt.Sprintf("http://%s/store", d.httpAddr()),
 		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
-		Ending: ctx.Done(), Update: d.syncer.policy,
+		Ending: ctx.Done(), Update: d.syncer.policy, Pair: d.syncer.pairOf,
 	}
 	d.machines = machines
-	admin := &web.Admin{Drifts: machines, Captures: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
+	admin := &web.Admin{Drifts: machines, Captures: machines, Enlists: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
 	if len(d.syncer.syncs) > 0 {
 		admin.Sync = d.syncer
 	}
@@ -227,6 +227,7 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 func (d *daemon) serve(ctx context.Context, group *errgroup.Group, s *sockets) {
 	d.serveBoot(ctx, group, s)
 	d.syncer = newSyncer(d)
+	d.syncer.pairUp(ctx)
 	doors := d.doors(ctx, s)
 	group.Go(func() error { return web.Serve(ctx, d.log, doors...) })
 	d.syncer.run(ctx, group)

@@ -26,11 +26,17 @@ Rounds capture the source as new versions; nodes that follow are made equal to
 the latest one as they run, a few at a time, but for their identity. When one
 fails, no more are updated until it has succeeded. A node that was deployed with
 a certain version (head@6, not head@latest) stays on it until doppel sync resume
---node lets it follow again.`,
+--node lets it follow again.
+
+` + pairHelp + `
+
+doppel sync turn makes the other head the active one. What was changed on the
+head that was it, since the two parted, is not lost: it stays there until doppel
+sync drift HEAD --adopt or --revert decides.`,
 		Example: `  doppel sync status
   doppel sync now head`,
 	}
-	c.AddCommand(newSyncStatus(g), newSyncNow(g), newSyncPause(g), newSyncResume(g), newSyncDrift(g))
+	c.AddCommand(newSyncStatus(g), newSyncNow(g), newSyncPause(g), newSyncResume(g), newSyncDrift(g), newSyncTurn(g))
 	group(c)
 	return c
 }
@@ -241,6 +247,9 @@ func printSync(w io.Writer, s web.SyncStatus, now time.Time) error {
 	default:
 		fmt.Fprintf(t, "  versions\t%s, the latest is %s, captured %s\n", counted(s.Versions, "version"), s.Latest, ago(s.Captured, now))
 	}
+	if p := s.Pair; p != nil && p.Active != "" {
+		fmt.Fprintf(t, "  direction\t%s\n", directionText(s, now))
+	}
 	for _, n := range s.Nodes {
 		fmt.Fprintf(t, "  %s\t%s\n", n.Name, syncNodeText(s, n, now))
 	}
@@ -291,6 +300,8 @@ func nextText(s web.SyncStatus, now time.Time) string {
 func syncNodeText(s web.SyncStatus, n web.SyncNode, now time.Time) string {
 	name, _, _ := strings.Cut(n.Runs, "@")
 	switch {
+	case n.Source && s.Pair != nil:
+		return activeText(n, now)
 	case n.Source:
 		return "is the source itself, and does not follow"
 	case n.State != cluster.Installed:
@@ -309,6 +320,9 @@ func syncNodeText(s web.SyncStatus, n web.SyncNode, now time.Time) string {
 		if n.Lag > 0 {
 			words = append(words, fmt.Sprintf("has what the source was %s ago", durationText(n.Lag)))
 		}
+	}
+	if n.Parted != nil {
+		words = append(words, partedText(n))
 	}
 	if n.Held {
 		words = append(words, "stays there: doppel sync resume --node "+n.Name+" lets it follow again")

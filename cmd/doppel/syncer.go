@@ -22,9 +22,6 @@ import (
 )
 
 const (
-	// upFor is how long a node counts as up that was last heard from; agents
-	// say every five minutes that their node is up.
-	upFor = 11 * time.Minute
 	// rollEvery is how often it is looked whether nodes are to be updated
 	// though nothing has changed: only time passes.
 	rollEvery = 30 * time.Second
@@ -67,6 +64,7 @@ type oneSync struct {
 	last    *cluster.Round // newer than the cluster's state: nothing had changed
 	tries   map[string]int // how often a node that failed was tried again
 	stopped string
+	turned  context.CancelCauseFunc // ends the round under way; nil: none is
 }
 
 func newSyncer(d *daemon) *syncer {
@@ -83,7 +81,7 @@ func newSyncer(d *daemon) *syncer {
 // run runs everything until ctx ends.
 func (s *syncer) run(ctx context.Context, group *errgroup.Group) {
 	for _, o := range s.syncs {
-		if o.Source != "" {
+		if o.captures() {
 			group.Go(func() error {
 				defer func() { s.leave(o) }()
 				o.loop.Run(ctx)
@@ -129,14 +127,16 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	o.mu.Unlock()
 	before := s.d.cluster.Sync(o.Image)
 	full := !before.Full.IsZero() && begun.Sub(before.Full) >= o.FullEvery
-	report, err := s.capture(ctx, o, full)
+	generation := before.Generation()
+	report, err := s.capture(o.turnable(ctx), o, full)
 	o.mu.Lock()
-	o.running = time.Time{}
+	o.turned(nil)
+	o.running, o.turned = time.Time{}, nil
 	o.mu.Unlock()
-	if ctx.Err() != nil {
-		return // the daemon ends: this was no failure of anybody's
+	if ctx.Err() != nil || s.d.cluster.Sync(o.Image).Generation() != generation {
+		return // the daemon ends, or the direction was turned: this was no failure of anybody's
 	}
-	r := cluster.Round{Begun: begun, Ended: s.d.cluster.Now(), Full: full}
+	r := cluster.Round{Begun: begun, Ended: s.d.cluster.Now(), Full: full, Generation: generation}
 	switch {
 	case report != nil:
 		r.Version, r.Unchanged = fmt.Sprintf("%s@%d", report.Image, report.Version), report.Unchanged
@@ -147,9 +147,9 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 		}
 	default:
 		r.Failed = err.Error()
-		s.log.Error("the round failed", "image", o.Image, "source", o.Source, "error", err)
+		s.log.Error("the round failed", "image", o.Image, "source", s.sourceOf(o), "error", err)
 	}
-	known := r.Rescan == "" || before.Last != nil && before.Last.Rescan == r.Rescan
+	known := before.Current() && (r.Rescan == "" || before.Last != nil && before.Last.Rescan == r.Rescan)
 	if !wanted && !full && known && r.Failed == "" && r.Unchanged && before.Failures == 0 && before.Last != nil && r.Ended.Sub(before.Last.Ended) < keepEvery {
 		o.mu.Lock()
 		o.last = &r
@@ -172,8 +172,12 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 func (s *syncer) capture(ctx context.Context, o *oneSync, full bool) (*imaging.CaptureReport, error) {
 	flags := o.Capture
 	flags.full = full
+	source := s.sourceOf(o)
+	if o.far != nil && o.far.host.name != source {
+		s.leave(o) // the direction was turned
+	}
 	if o.far == nil {
-		h, err := reach(ctx, &flags, o.Source)
+		h, err := reach(ctx, &flags, source)
 		if err != nil {
 			return nil, err
 		}
@@ -236,7 +240,7 @@ func (s *syncer) leave(o *oneSync) {
 		err = o.far.src.Close()
 	}
 	if err = errors.Join(err, o.far.host.close()); err != nil {
-		s.log.Warn("leaving the source", "source", o.Source, "error", err)
+		s.log.Warn("leaving the source", "source", o.far.host.name, "error", err)
 	}
 	o.far = nil
 }
@@ -305,6 +309,9 @@ func (s *syncer) roll(ctx context.Context, o *oneSync) error {
 		return err
 	}
 	v := versions[len(versions)-1]
+	if !s.current(o, v.Ref()) {
+		return nil // the active head has not been captured yet since the direction was turned
+	}
 	nodes, err := s.followers(o)
 	if err != nil {
 		return err
@@ -363,7 +370,7 @@ func (s *syncer) judge(o *oneSync, nodes []cluster.Node) []resync.Follower {
 		// Only what runs some version of this image follows it: a node that
 		// was given another one is somebody's decision.
 		name, _, _ := strings.Cut(n.Runs, "@")
-		if n.State != cluster.Installed || n.Key == "" || name != o.Image || o.isSource(n) {
+		if n.State != cluster.Installed || n.Key == "" || name != o.Image || s.isSource(o, n) {
 			continue
 		}
 		f := resync.Follower{Node: n.Name, Runs: n.Runs, Up: up(n, now), Held: n.Held}
@@ -380,9 +387,7 @@ func (s *syncer) judge(o *oneSync, nodes []cluster.Node) []resync.Follower {
 }
 
 // up tells whether a node was heard from lately.
-func up(n cluster.Node, now time.Time) bool {
-	return !n.LastUp.IsZero() && now.Sub(n.LastUp) < upFor
-}
+func up(n cluster.Node, now time.Time) bool { return n.UpAt(now) }
 
 // patience is how long a node that failed is left alone: twice as long each
 // time, an hour at most.
@@ -412,7 +417,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 	out := make([]web.SyncStatus, 0, len(s.syncs))
 	for _, o := range s.syncs {
 		state := s.state(o)
-		st := web.SyncStatus{Sync: state, Source: o.Source, Nodes: []web.SyncNode{}}
+		st := web.SyncStatus{Sync: state, Source: s.sourceOf(o), Nodes: []web.SyncNode{}}
 		captured := map[string]time.Time{}
 		versions, err := s.versions(ctx, o)
 		if err != nil {
@@ -426,7 +431,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 		o.mu.Lock()
 		st.Running, st.Stopped = o.running, o.stopped
 		o.mu.Unlock()
-		if o.Source != "" {
+		if o.captures() {
 			st.Every, st.Watch = web.Duration(o.Schedule.Every), o.Watch
 			if l := s.lastOf(o); !l.Paused && st.Running.IsZero() {
 				st.Next = o.Schedule.Next(l.Begun, l.Ended, l.Failures, 0, now)
@@ -437,7 +442,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 			return nil, err
 		}
 		for _, n := range nodes {
-			sn := web.SyncNode{Node: n, Up: up(n, now), Behind: n.Runs != st.Latest, Source: o.isSource(n)}
+			sn := web.SyncNode{Node: n, Up: up(n, now), Behind: n.Runs != st.Latest, Source: s.isSource(o, n)}
 			switch {
 			case !sn.Behind && state.Good != nil && state.Good.Version == n.Runs:
 				sn.Lag = now.Sub(state.Good.Begun)

@@ -324,6 +324,16 @@ func TestSyncConfig(t *testing.T) {
 		{"image = \"head\"\nsource = \"local\"\nlimit = \"much\"", "sync 1, source: --limit"},
 		{"image = \"head\"\nsource = \"local\"\nnodes = [\"n[1-\"]", "sync 1, nodes: "},
 		{"image = \"head\"\nsource = \"local\"\n[[sync]]\nimage = \"head\"\nsource = \"local\"", "sync 2, image: there is another sync of head"},
+		{"image = \"head\"\nbetween = [\"head1\"]", "sync 1, between: name the two heads, as in between = [\"head1\", \"head2\"]"},
+		{"image = \"head\"\nbetween = []", "sync 1, between: name the two heads"},
+		{"image = \"head\"\nbetween = [\"head1\", \"head1\"]", "sync 1, between: name the two heads"},
+		{"image = \"head\"\nbetween = [\"@head\", \"head1\"]", "sync 1, between: \"@head\" is not the name of one node"},
+		{"image = \"head\"\nbetween = [\"head[1-2]\", \"head1\"]", "sync 1, between: \"head[1-2]\" is not the name of one node"},
+		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\nsource = \"local\"", "sync 1, between: leave source out: one of the two heads is the source"},
+		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\nroot = \"/srv\"", "sync 1, root: heads of a pair are captured whole"},
+		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\nsudo = true", "sync 1, sudo: leave it out: heads of a pair are captured through their agents"},
+		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\npre_capture = \"x\"", "sync 1, pre_capture: leave it out"},
+		{"image = \"a\"\nbetween = [\"head1\", \"head2\"]\n[[sync]]\nimage = \"b\"\nbetween = [\"head3\", \"head2\"]", "sync 2, between: head2 is of the pair of sync 1 already"},
 		{"image = \"head\"\nevery = \"15m\"", "unknown key \"sync.every\""},
 	} {
 		_, problems := parseConfig([]byte(head + c.text + "\n"))
@@ -340,6 +350,11 @@ func TestSyncConfig(t *testing.T) {
 	c, problems := parseConfig([]byte(head + strings.Join(lines, "\n") + "\n"))
 	if len(problems) > 0 || len(c.Syncs) != 1 || c.Syncs[0].AtOnce != 1 || c.Syncs[0].Retain.Weekly != 4 || len(c.Syncs[0].Schedule.Windows) != 2 {
 		t.Errorf("the help's example: %v", problems)
+	}
+	_, example, _ = strings.Cut(pairHelp, "\n  [[sync]]\n")
+	c, problems = parseConfig([]byte(head + strings.ReplaceAll(example, "\n  ", "\n") + "\n"))
+	if len(problems) > 0 || !c.Syncs[0].pair() || strings.Join(c.Syncs[0].Nodes, " ") != "head1 head2" || !c.Syncs[0].captures() {
+		t.Errorf("the help's example of a pair: %v", problems)
 	}
 }
 
@@ -365,5 +380,62 @@ func TestSyncStatusWithoutSyncs(t *testing.T) {
 	_, err := web.NewClient(filepath.Join(t.TempDir(), "doppel.sock")).Syncs(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "no doppel serve answers") {
 		t.Error(err)
+	}
+}
+
+// Of a pair nobody is updated before the head that is the active one now was
+// captured, and a round of the one that was is nobody's any more.
+func TestSyncPair(t *testing.T) {
+	ts := newTestSyncer(t, "")
+	o := ts.syncs[0]
+	ts.round(false)
+	ts.node("head1", 3, cluster.Head, "head@1")
+	ts.node("head2", 2, cluster.Head, "head@1")
+	o.Between = [2]string{"head1", "head2"}
+	ts.pairUp(t.Context())
+	ts.pairUp(t.Context()) // as with every start
+	// Heads are captured through their agents, which are not here: the rounds'
+	// ends are what they would be.
+	captured := func(version string) {
+		t.Helper()
+		ts.commit(cluster.EndRound{Image: "head", Round: cluster.Round{Begun: ts.now, Ended: ts.now, Version: version, Generation: ts.d.cluster.Sync("head").Generation()}})
+	}
+	if ts.sourceOf(o) != "node:head1" || ts.pending() != "" {
+		t.Errorf("from %s, updates of %q", ts.sourceOf(o), ts.pending())
+	}
+	ts.shows("direction   head1 to head2, generation 1", "nothing was captured in it yet, so nobody is updated", "head1       is the active head, which is captured")
+	o.Between = [2]string{}
+	o.Source = "local"
+	ts.write("etc/motd", "second\n")
+	ts.round(false)
+	o.Between, o.Source = [2]string{"head1", "head2"}, ""
+	captured("head@2")
+	if have := ts.pending(); have != "head2 head@2" {
+		t.Errorf("updates of %q", have)
+	}
+	if w := ts.pairOf(cluster.Node{Name: "head2"}); w == nil || w.Source || w.Generation != 1 || w.Image != "head" {
+		t.Errorf("%+v", w)
+	}
+	if w := ts.pairOf(cluster.Node{Name: "node001"}); w != nil {
+		t.Errorf("%+v", w)
+	}
+	ts.end("head2", "")
+	ts.commit(cluster.TurnSync{Image: "head", To: "head2", Common: "head@2", Digest: "d"})
+	if ts.sourceOf(o) != "node:head2" || ts.pending() != "" {
+		t.Errorf("from %s, updates of %q", ts.sourceOf(o), ts.pending())
+	}
+	ts.shows("head1       equal to head@2", "was the active head until", "head2       is the active head")
+	captured("head@2")
+	if have := ts.pending(); have != "" { // it has that
+		t.Errorf("updates of %q", have)
+	}
+	if users := userOf(ts.d.cluster.Nodes(), "head@2"); users == "" {
+		t.Error("the version that both have in common may be removed")
+	}
+	// A daemon without the pair in its configuration ends it.
+	o.Between, o.Source = [2]string{}, "local"
+	ts.pairUp(t.Context())
+	if p := ts.d.cluster.Sync("head").Pair; p.Active != "" || p.Generation != 3 {
+		t.Errorf("%+v", p)
 	}
 }

@@ -31,7 +31,11 @@ type AgentOptions struct {
 // Agent starts doppel-agent on the head and gives the head's tree as a source.
 // Closing the source ends the agent; the connection stays open.
 func Agent(ctx context.Context, conn *Conn, o AgentOptions) (imaging.Source, error) {
-	d := newDelivery(conn, o)
+	return newDelivery(conn, o).agent(ctx)
+}
+
+// agent brings the agent to the head and starts its work.
+func (d *delivery) agent(ctx context.Context) (imaging.Source, error) {
 	defer d.packing.Wait()
 	d.packing.Go(d.pack)
 	// Where the login is root's and nothing is installed, the shell that says
@@ -81,7 +85,7 @@ func (d *delivery) installed(ctx context.Context) (imaging.Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := d.start(ctx, sudo.prefix+installedAgent+" capture")
+	a, err := d.start(ctx, sudo.prefix+installedAgent+" "+d.work)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +112,14 @@ func (d *delivery) start(ctx context.Context, command string) (*agentSource, err
 
 // meet greets the agent, and ends it when it is not the right one.
 func (d *delivery) meet(ctx context.Context, a *agentSource, password string) (imaging.Source, error) {
+	if d.work != capturing {
+		if password != "" {
+			if _, err := io.WriteString(a.session, password+"\n"); err != nil {
+				return nil, errors.Join(err, a.Close())
+			}
+		}
+		return a, nil
+	}
 	if err := a.greet(ctx, password); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}

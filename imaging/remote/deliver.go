@@ -42,6 +42,7 @@ type delivery struct {
 	options AgentOptions
 	name    string // of the directory
 	root    bool   // logged in as root
+	work    string // the agent's subcommand
 
 	packing sync.WaitGroup // of what follows
 	binary  []byte
@@ -50,10 +51,13 @@ type delivery struct {
 	fault   error
 }
 
+// capturing is the work of the agent on a head, when it is no other.
+const capturing = "capture"
+
 func newDelivery(conn *Conn, o AgentOptions) *delivery {
 	var random [12]byte
 	rand.Read(random[:])
-	return &delivery{conn: conn, options: o, name: dirPrefix + hex.EncodeToString(random[:])}
+	return &delivery{conn: conn, options: o, name: dirPrefix + hex.EncodeToString(random[:]), work: capturing}
 }
 
 // pack reads the agent and packs it, while the head is asked what it is: at
@@ -129,7 +133,7 @@ func (d *delivery) courier(from int, prefix string, first ...string) string {
 		`test "$(wc -c <"$f")" -eq "$size" 2>/dev/null || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`e=$(chmod 700 "$f" 2>&1 && `+trial+`"$f" version 2>&1 </dev/null) || { echo "`+marker+answerUnfit+` $n $p": $e; exit 0; }`,
 		`echo "`+marker+answerReady+`"`,
-		prefix+`"$f" capture --unlink`,
+		prefix+`"$f" `+d.work+` --unlink`,
 		`exit $?`)...)
 }
 
