@@ -61,6 +61,9 @@ type UpdateOrders struct {
 type Idle struct {
 	BootID string `json:"boot_id"` // /proc/sys/kernel/random/boot_id
 
+	Agent        store.ID      `json:"agent,omitzero"`          // digest of the agent that asks
+	AgentRefused *AgentRefusal `json:"agent_refused,omitempty"` // the agent it was given last and does not run
+
 	Pair *PairWord `json:"pair,omitempty"` // what the node was last told of its pair; nil: nothing
 }
 
@@ -68,9 +71,22 @@ type Idle struct {
 type Task struct {
 	Update *UpdateOrders `json:"update,omitempty"`
 	Drift  *DriftOrders  `json:"drift,omitempty"`
+	Agent  *AgentOrders  `json:"agent,omitempty"`
 
 	Capture *CaptureOrders `json:"capture,omitempty"`
 	Pair    *PairOrders    `json:"pair,omitempty"`
+}
+
+// AgentOrders tell a node to run another agent, which is at /v1/agent.
+type AgentOrders struct {
+	Digest store.ID `json:"digest"`
+	Size   int64    `json:"size"` // bytes
+}
+
+// AgentRefusal says why a node does not run an agent.
+type AgentRefusal struct {
+	Digest store.ID `json:"digest"`
+	Why    string   `json:"why"`
 }
 
 // CaptureOrders ask a node for the far end of a capture: for a connection to

@@ -56,6 +56,9 @@ type Machines struct {
 	// Pair is what holds for a head of a pair; nil, or no word: it is of none.
 	Pair func(cluster.Node) *clone.PairWord
 
+	// Agent is the agent that nodes are to run; nil: the one that they have.
+	Agent *AgentFile
+
 	// Patience is how long a node that asks for work is let wait for some;
 	// 0: 25 s.
 	Patience time.Duration
@@ -65,6 +68,7 @@ type Machines struct {
 	refusals  refusals
 	questions questions
 	tells     tells
+	renewals  renewals
 }
 
 // maxWord bounds the body of a machine's request.
@@ -83,6 +87,7 @@ func (m *Machines) Handler() http.Handler {
 	mux.Handle("POST /v1/drift", m.handle(m.drift))
 	mux.Handle("POST /v1/pair", m.handle(m.pair))
 	mux.HandleFunc("GET /v1/stream", m.stream)
+	mux.HandleFunc("GET /v1/agent", m.agent)
 	mux.Handle("/", nothing(m.Log))
 	return mux
 }

@@ -35,6 +35,10 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err := readBody(w, r, maxWord, &body); err != nil {
 		return nil, err
 	}
+	// All else may need an agent that was built with this doppel.
+	if o := m.renew(r.Context(), n, &body); o != nil {
+		return clone.Task{Agent: o}, nil
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), cmp.Or(m.Patience, patience))
 	defer cancel()
 	// Hundreds of nodes wait while others report their progress: what changes is

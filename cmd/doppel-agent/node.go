@@ -62,13 +62,15 @@ type node struct {
 	every   time.Duration
 	up      func(ctx context.Context) (clone.Up, error)
 	machine clone.Machine
-	disk    func() (string, error) // that it runs from
+	disk    func() (string, error)  // that it runs from
+	become  func(path string) error // replaces this process by that program, as the same service
 }
 
 func openNode(dir string, say func(string, ...any)) (*node, error) {
 	n := &node{
 		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, up: describeUp, machine: clone.NewLinux(),
-		disk: func() (string, error) { return rootDisk("/", sysfs("/sys")) },
+		disk:   func() (string, error) { return rootDisk("/", sysfs("/sys")) },
+		become: becomeService,
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "node.json"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -97,6 +99,10 @@ func openNode(dir string, say func(string, ...any)) (*node, error) {
 	}
 	return n, n.head.wear(pair.Certificate[0], key)
 }
+
+// becomeService goes on as another agent: the same process, for systemd the same
+// service, which says once more that it is ready.
+func becomeService(path string) error { return unix.Exec(path, []string{path, "node"}, os.Environ()) }
 
 // stayUp reports until ctx is done. A head that refuses may change its mind
 // (the node may be taken back into its inventory), so that is no end either.

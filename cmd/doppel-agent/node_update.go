@@ -29,9 +29,18 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 	if err != nil {
 		log.Warn("this boot has no id", "err", err)
 	}
+	self, err := ownDigest()
+	if err != nil {
+		log.Warn("this agent cannot read itself", "err", err)
+	}
+	var refused *clone.AgentRefusal
+	var since time.Time
 	for ctx.Err() == nil {
+		if time.Since(since) >= refusedFor {
+			refused = nil
+		}
 		var t clone.Task
-		idle := clone.Idle{BootID: strings.TrimSpace(string(boot))}
+		idle := clone.Idle{BootID: strings.TrimSpace(string(boot)), Agent: self, AgentRefused: refused}
 		if idle.Pair, err = n.pair(); err != nil {
 			log.Error("what this node was told of its pair cannot be read", "err", err)
 			sleep(ctx, updatePatience)
@@ -45,6 +54,17 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 		case errors.As(err, &no):
 			log.Error("the head has no work for this node", "err", err)
 			sleep(ctx, updatePatience)
+		case t.Agent != nil:
+			err := n.renew(ctx, log, t.Agent)
+			switch {
+			case err == nil || ctx.Err() != nil:
+			case errors.Is(err, errFetch):
+				log.Warn("the head's agent did not arrive", "err", err)
+				sleep(ctx, updatePatience)
+			default:
+				log.Error("the head's agent is not used", "err", err)
+				refused, since = &clone.AgentRefusal{Digest: t.Agent.Digest, Why: err.Error()}, time.Now()
+			}
 		case t.Update != nil:
 			n.carryOut(ctx, log, t.Update)
 		case t.Drift != nil:

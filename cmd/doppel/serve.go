@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -64,6 +66,7 @@ type daemon struct {
 	ca      *web.CA
 	loaders pxe.Loaders
 	agent   string
+	agents  *web.AgentFile // the same, for nodes that run
 	syncer  *syncer
 
 	machines *web.Machines // from when it serves
@@ -107,6 +110,9 @@ func (d *daemon) open(ctx context.Context) error {
 	if d.agent, err = findAgent(d.config.Agent); err != nil {
 		return err
 	}
+	if d.agents, err = openAgent(d.agent); err != nil {
+		return err
+	}
 	d.loaders = loaders(d.config.IPXE)
 	if len(d.loaders) == 0 {
 		return &hintError{errors.New("none of the configured iPXE loaders is there"), "install Debian's package ipxe, or correct [ipxe] in the configuration"}
@@ -147,6 +153,23 @@ func rivalsText(rivals []dhcpd.Rival) string {
 		out = append(out, r.String())
 	}
 	return strings.Join(out, "; ")
+}
+
+// openAgent opens the agent for nodes to fetch, for as long as this process runs:
+// one that is installed in its place belongs to the daemon that is started next.
+func openAgent(path string) (*web.AgentFile, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("the agent: %w", err)
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the agent: %w", err), f.Close())
+	}
+	a := &web.AgentFile{Size: n, Content: f}
+	h.Sum(a.Digest[:0])
+	return a, nil
 }
 
 // lookForRivals refuses to be the second DHCP server of the segment, unless the
@@ -209,7 +232,7 @@ func (d *daemon) doors(ctx context.Context, s *sockets) []web.Door {
 		Cluster: d.cluster, CA: d.ca, Images: &images{catalog: d.catalog}, Plan: clone.MakePlan, Keys: d.keys,
 		Server: fmt.Sprintf("https://%s", d.tlsAddr()), Blobs: fmt.Sprintf("http://%s/store", d.httpAddr()),
 		Gateway: d.config.Gateway, DNS: d.config.DNS, Domain: d.config.Domain, Log: d.log.With("server", "machines"),
-		Ending: ctx.Done(), Update: d.syncer.policy, Pair: d.syncer.pairOf,
+		Ending: ctx.Done(), Update: d.syncer.policy, Pair: d.syncer.pairOf, Agent: d.agents,
 	}
 	d.machines = machines
 	admin := &web.Admin{Drifts: machines, Captures: machines, Enlists: machines, Cluster: d.cluster, CheckDeploy: d.checkDeploy, Version: version, Started: time.Now(), Log: d.log.With("server", "admin")}
