@@ -93,6 +93,9 @@ type AgentRefusal struct {
 // /v1/stream?id=ID that is upgraded to imaging/wire's protocol.
 type CaptureOrders struct {
 	ID string `json:"id"`
+	// Stays says that captures follow one another on that connection: the node
+	// asks for other work meanwhile.
+	Stays bool `json:"stays,omitempty"`
 }
 
 // DriftOrders ask a node in what it differs from a version.

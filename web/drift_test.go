@@ -97,7 +97,7 @@ func TestStream(t *testing.T) {
 	got := make(chan net.Conn, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	open := func() {
-		c, err := b.machines.OpenCapture(ctx, "node001")
+		c, err := b.machines.OpenCapture(ctx, "node001", false)
 		if err != nil && ctx.Err() == nil {
 			t.Error(err)
 		}

@@ -19,12 +19,13 @@ import (
 const protocol = "doppel-capture"
 
 // OpenCapture asks a node that runs for the far end of a capture of its tree,
-// and gives the stream to it, which the caller closes.
-func (m *Machines) OpenCapture(ctx context.Context, node string) (net.Conn, error) {
+// and gives the stream to it, which the caller closes. A node does nothing else
+// meanwhile, unless the far end is to stay for one capture after the other.
+func (m *Machines) OpenCapture(ctx context.Context, node string, stays bool) (net.Conn, error) {
 	if n, ok := m.Cluster.Node(node); !ok || n.Key == "" {
 		return nil, &cluster.RefusedError{What: node + " is not a node with an agent", Hint: "install it with doppel deploy, or make it a node with doppel node enlist"}
 	}
-	o := clone.CaptureOrders{ID: newInstall()}
+	o := clone.CaptureOrders{ID: newInstall(), Stays: stays}
 	answer, err := m.questions.ask(ctx, node, o.ID, clone.Task{Capture: &o})
 	if err != nil {
 		return nil, err
@@ -76,7 +77,7 @@ func hijack(w http.ResponseWriter) (net.Conn, error) {
 
 // Capturer opens captures of nodes.
 type Capturer interface {
-	OpenCapture(ctx context.Context, node string) (net.Conn, error)
+	OpenCapture(ctx context.Context, node string, stays bool) (net.Conn, error)
 }
 
 // capture joins a command on this host with a node: what one sends, the other
@@ -94,7 +95,7 @@ func (a *Admin) capture(w http.ResponseWriter, r *http.Request) {
 		fail(err)
 		return
 	}
-	far, err := a.Captures.OpenCapture(r.Context(), n.Name)
+	far, err := a.Captures.OpenCapture(r.Context(), n.Name, false)
 	if err != nil {
 		fail(err)
 		return

@@ -11,36 +11,50 @@ import (
 	"net/url"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 
 	"doppel/clone"
 	"doppel/imaging/wire"
 )
 
-// serveCapture is the far end of a capture that the head takes of this node.
-func (n *node) serveCapture(ctx context.Context, log *slog.Logger, o *clone.CaptureOrders) {
-	log.Info("being captured")
+// serveCapture is the far end of a capture that the head takes of this node, or
+// of captures that follow one another: these go on beside, counted in others.
+func (n *node) serveCapture(ctx context.Context, log *slog.Logger, o *clone.CaptureOrders, others *sync.WaitGroup) {
 	start := time.Now()
-	err := n.capture(ctx, o)
+	c, err := n.head.stream(ctx, "/v1/stream?"+url.Values{"id": {o.ID}}.Encode())
 	var no *wire.RefusedError
 	switch {
+	case err == nil:
 	case ctx.Err() != nil:
+		return
 	case errors.As(err, &no):
 		log.Warn("the head does not want the capture any more", "err", err)
-	case err != nil:
-		log.Error("the capture ended before it was done", "err", err)
+		return
 	default:
-		log.Info("captured", "seconds", time.Since(start).Seconds())
+		log.Error("the head was not reached to be captured by", "err", err)
+		return
+	}
+	log.Info("being captured", "stays", o.Stays)
+	serve := func() {
+		switch err := n.capture(ctx, c); {
+		case ctx.Err() != nil:
+		case err != nil:
+			log.Error("the capture ended before it was done", "err", err)
+		default:
+			log.Info("captured", "seconds", time.Since(start).Seconds())
+		}
+	}
+	if o.Stays {
+		others.Go(serve)
+	} else {
+		serve()
 	}
 }
 
-// capture has a process of its own serve the capture, which stands behind all
-// other work of this node.
-func (n *node) capture(ctx context.Context, o *clone.CaptureOrders) error {
-	c, err := n.head.stream(ctx, "/v1/stream?"+url.Values{"id": {o.ID}}.Encode())
-	if err != nil {
-		return err
-	}
+// capture has a process of its own serve what comes on the stream; it stands
+// behind all other work of this node.
+func (n *node) capture(ctx context.Context, c net.Conn) error {
 	defer c.Close() // both ends know by then how it ended
 	var said bytes.Buffer
 	cmd := exec.CommandContext(ctx, n.self, "capture")

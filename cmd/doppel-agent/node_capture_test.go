@@ -143,5 +143,5 @@ func TestNodeCaptureCut(t *testing.T) {
 	if _, err := hd.stream(ctx, "/v1/stream"); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	(&node{head: hd, self: "/proc/self/exe"}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{})
+	(&node{head: hd, self: "/proc/self/exe"}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{}, nil)
 }

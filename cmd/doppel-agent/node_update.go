@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"doppel/clone"
@@ -33,6 +34,8 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 	if err != nil {
 		log.Warn("this agent cannot read itself", "err", err)
 	}
+	var captures sync.WaitGroup // that go on beside
+	defer captures.Wait()
 	var refused *clone.AgentRefusal
 	var since time.Time
 	for ctx.Err() == nil {
@@ -70,7 +73,7 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 		case t.Drift != nil:
 			n.answerDrift(ctx, log, t.Drift)
 		case t.Capture != nil:
-			n.serveCapture(ctx, log, t.Capture)
+			n.serveCapture(ctx, log, t.Capture, &captures)
 		case t.Pair != nil:
 			n.hearPair(ctx, log, t.Pair)
 		default:
