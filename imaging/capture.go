@@ -26,9 +26,14 @@ type CaptureOptions struct {
 	Exclude       []string
 	OneFileSystem bool
 	Limits        Limits
+	Consistency   Consistency
 	Full          bool // read every file, whatever the last capture knew
 	Progress      func(CaptureProgress)
 	Log           *slog.Logger // nil: the catalog's
+
+	// Instant, if there is one, is called once all snapshots are taken, before
+	// much is read. Its error ends the capture.
+	Instant func(ctx context.Context) error
 }
 
 // CaptureProgress are running totals of one capture.
@@ -61,11 +66,19 @@ type CaptureReport struct {
 	Vanished   []string     `json:"vanished"` // went away while the tree was walked
 	Lost       []Note       `json:"lost"`     // what the source could not carry
 	Secrets    []SecretFile `json:"secrets"`
+
+	// Consistency tells of each file system how it was kept still while it was
+	// read; empty when that was not asked for.
+	Consistency []Note `json:"consistency,omitempty"`
 }
 
 // Partial tells whether the version is not all that the tree was: a file
-// never held still, or the source could not carry something.
-func (r *CaptureReport) Partial() bool { return len(r.Unstable) > 0 || len(r.Lost) > 0 }
+// never held still, the source could not carry something, a file system was not
+// read before it had to be thawed; or whether a snapshot was left behind.
+func (r *CaptureReport) Partial() bool {
+	odd := func(n Note) bool { return n.Kind == NoteThawed || n.Kind == NoteLeft }
+	return len(r.Unstable) > 0 || len(r.Lost) > 0 || slices.ContainsFunc(r.Consistency, odd)
+}
 
 // Capture captures src as the next version of the image o.Name, unless nothing
 // has changed since the last. It fails as a whole or not at all; but what had
@@ -187,8 +200,8 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault) error {
 		return err
 	}
 	defer cache.close()
-	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress}
-	req := ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits}
+	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress, instant: k.o.Instant}
+	req := ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits, Consistency: k.o.Consistency}
 	err = k.src.Scan(ctx, req, k.sink)
 	if err == nil {
 		if err = w.Commit(ctx); err == nil {
@@ -311,6 +324,9 @@ func (k *capture) report(v Version, unchanged bool) *CaptureReport {
 			r.Lost = append(r.Lost, n)
 		case NoteSecret:
 			detected[n.Path] = true
+		}
+		if n.Kind.isConsistency() {
+			r.Consistency = append(r.Consistency, n)
 		}
 	}
 	for _, s := range k.sink.secrets {

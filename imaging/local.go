@@ -251,9 +251,19 @@ type LocalOption func(*local)
 // be known again by its times.
 func WithClock(now func() time.Time) LocalOption { return func(l *local) { l.now = now } }
 
+// Around surrounds a scan of this machine's tree. It calls scan at most once,
+// with the tree to read in place of the live one, and with sink, to which it
+// may give notes before and after. It gives scan's error, or its own.
+type Around func(ctx context.Context, live *LocalTree, req ScanRequest, sink Sink, scan func(context.Context, Tree) error) error
+
+// WithAround has every scan surrounded. Without it, a scan is refused that is
+// asked to keep anything still.
+func WithAround(a Around) LocalOption { return func(l *local) { l.around = a } }
+
 type local struct {
-	root string
-	now  func() time.Time
+	root   string
+	now    func() time.Time
+	around Around
 }
 
 // NewLocal is the Source of this machine's tree at root.
@@ -270,9 +280,22 @@ func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, erro
 }
 
 func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
-	tree, sink, undo := req.Limits.held(NewLocalTree(l.path(req.Root)), sink)
-	defer undo()
-	return scanTree(ctx, tree, req, sink, l.now)
+	// What changes from here on is not to be known by its times, though it may be
+	// a while until the reading begins.
+	begun := l.now()
+	scan := func(ctx context.Context, tree Tree) error {
+		tree, sink, undo := req.Limits.held(tree, sink)
+		defer undo()
+		return scanTree(ctx, tree, req, sink, func() time.Time { return begun })
+	}
+	live := NewLocalTree(l.path(req.Root))
+	if l.around != nil {
+		return l.around(ctx, live, req, sink, scan)
+	}
+	if req.Consistency.Wanted() {
+		return errors.New("nothing here takes snapshots or freezes file systems")
+	}
+	return scan(ctx, live)
 }
 
 func (l *local) Close() error { return nil }

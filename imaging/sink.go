@@ -15,6 +15,7 @@ type captureSink struct {
 	writer   *store.Writer
 	cache    *captureCache
 	progress func(CaptureProgress)
+	instant  func(context.Context) error
 
 	list    EntriesBuilder
 	notes   []Note
@@ -97,6 +98,11 @@ func (s *captureSink) Entries(ctx context.Context, entries []Entry, stamps []Sta
 
 func (s *captureSink) Note(ctx context.Context, n Note) error {
 	s.notes = append(s.notes, n)
+	if n.Kind == NoteInstant && s.instant != nil {
+		instant := s.instant
+		s.instant = nil
+		return instant(ctx)
+	}
 	return nil
 }
 

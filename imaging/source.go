@@ -36,6 +36,7 @@ type ScanRequest struct {
 	Exclude       []string // globs against the path below Root; a directory's match leaves the directory and drops its contents
 	OneFileSystem bool
 	Limits        Limits
+	Consistency   Consistency
 }
 
 // Stamp is what makes a file the same file as last time, without reading it.

@@ -301,7 +301,7 @@ func FuzzServe(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(frame(kindPing))
 	f.Add(frame(kindDescribe, encodeDescribe("/")...))
-	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
+	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}, Consistency: imaging.Consistency{Snapshot: imaging.SnapshotAuto, Freeze: []string{"/srv"}}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		hello := append([]byte(magic), frame(kindHello, Hello{Version: Version}.encode()...)...)
 		Serve(t.Context(), bytes.NewReader(append(hello, stream...)), io.Discard, &fakeSource{

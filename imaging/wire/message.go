@@ -42,7 +42,8 @@ func encodeScan(r imaging.ScanRequest) []byte {
 	if r.OneFileSystem {
 		one = 1
 	}
-	return putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
+	b = putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
+	return putConsistency(b, &r.Consistency)
 }
 
 func decodeScan(p []byte) (imaging.ScanRequest, error) {
@@ -57,6 +58,7 @@ func decodeScan(p []byte) (imaging.ScanRequest, error) {
 	r.OneFileSystem = d.flag("one file system")
 	r.Limits.Rate = d.length("the limit of the rate")
 	r.Limits.CPU = int(d.uint(maxCPU, "the limit of the CPU"))
+	r.Consistency = d.consistency()
 	return r, d.finish()
 }
 
