@@ -20,6 +20,7 @@ type command struct {
 // commands are all that the agent does; the first argument chooses.
 var commands = [...]command{
 	{"capture", runCapture},
+	{"keep", runKeep},
 	{"install", runInstall},
 	{"node", runNode},
 	{"version", runVersion},
