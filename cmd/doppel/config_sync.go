@@ -34,6 +34,11 @@ type syncFile struct {
 	Pre        string   `toml:"pre_capture"`
 	Post       string   `toml:"post_capture"`
 
+	Snapshot     string   `toml:"snapshot"`
+	Freeze       []string `toml:"freeze"`
+	FreezeFor    string   `toml:"freeze_for"`
+	PostSnapshot string   `toml:"post_snapshot"`
+
 	Keep           []string `toml:"keep"`
 	PreUpdate      string   `toml:"pre_update"`
 	PostUpdate     string   `toml:"post_update"`
@@ -81,6 +86,10 @@ machine whose image they run:
   limit_cpu = "50%"
   pre_capture = "…"               # on the source; when it fails, there is no round
   post_capture = "…"
+  snapshot = "require"            # or "auto", "off", which is the default: read from snapshots of btrfs and LVM
+  post_snapshot = "…"             # on the source, once the snapshots are taken; needs "require"
+  freeze = ["/srv/db"]            # what is frozen while it is read, if it has no snapshot
+  freeze_for = "30s"              # and for how long at most
   keep = ["srv/own/**"]           # what nodes keep as they are
   pre_update = "…"                # on the node; when it fails, nothing is touched
   post_update = "…"
@@ -103,6 +112,7 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 			Capture: captureFlags{
 				name: f.Image, root: cmp.Or(f.Root, "/"), key: f.Identity, knownHosts: f.KnownHosts, sudo: f.Sudo, exclude: f.Exclude,
 				limit: f.Limit, limitCPU: f.LimitCPU, pre: f.Pre, post: f.Post, unattended: true,
+				snapshot: f.Snapshot, freeze: f.Freeze, freezeFor: f.FreezeFor, postSnapshot: f.PostSnapshot,
 			},
 		}
 		if err := imaging.CheckName(f.Image); err != nil {
@@ -171,10 +181,12 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 			bad("%s: %v; name the host as [USER@]HOST[:PORT], or local for this machine", at("source"), err)
 		}
 	}
-	if strings.HasPrefix(f.Source, nodePrefix) && (f.Pre != "" || f.Post != "") {
-		bad("%s: no command can be run on a node through its agent: leave pre_capture and post_capture out, or name the host as [USER@]HOST", at("source"))
+	if strings.HasPrefix(f.Source, nodePrefix) && (f.Pre != "" || f.Post != "" || f.PostSnapshot != "") {
+		bad("%s: no command can be run on a node through its agent: leave pre_capture, post_snapshot and post_capture out, or name the host as [USER@]HOST", at("source"))
 	}
-	if err := c.Capture.check(f.Source); err != nil {
+	if _, err := c.Capture.consistency(); err != nil {
+		bad("%s: %v", at("snapshot"), err)
+	} else if err := c.Capture.check(f.Source); err != nil {
 		bad("%s: %v", at("source"), err)
 	}
 }

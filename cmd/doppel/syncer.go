@@ -69,6 +69,7 @@ func newSyncer(d *daemon) *syncer {
 	for _, c := range d.config.Syncs {
 		o := &oneSync{syncConfig: c, tries: map[string]int{}}
 		o.Capture.open = func(ctx context.Context, node string) (net.Conn, error) { return d.machines.OpenCapture(ctx, node) }
+		o.Capture.state = d.g.state
 		o.loop = resync.NewLoop(c.Schedule, func(ctx context.Context, wanted bool) { s.round(ctx, o, wanted) }, func() resync.Last { return s.lastOf(o) })
 		s.syncs = append(s.syncs, o)
 	}
