@@ -15,6 +15,7 @@ var allowed = map[string][]string{
 	"doppel/imaging":          {"doppel/imaging/store"},
 	"doppel/imaging/wire":     {"doppel/imaging", "doppel/imaging/store"},
 	"doppel/imaging/remote":   {"doppel/imaging", "doppel/imaging/store", "doppel/imaging/wire"},
+	"doppel/imaging/snapshot": {"doppel/imaging"},
 	"doppel/imaging/dpkg":     {},
 	"doppel/imaging/tarball":  {"doppel/imaging", "doppel/imaging/store"},
 	"doppel/imaging/faultfs":  {}, // only tests import it
@@ -27,7 +28,7 @@ var allowed = map[string][]string{
 	"doppel/ha":               {"doppel/cluster"},
 	"doppel/web":              {"doppel/cluster", "doppel/clone", "doppel/imaging", "doppel/imaging/store"},
 	"doppel/lab":              {},
-	"doppel/cmd/doppel-agent": {"doppel/clone", "doppel/imaging", "doppel/imaging/store", "doppel/imaging/wire", "doppel/sync"},
+	"doppel/cmd/doppel-agent": {"doppel/clone", "doppel/imaging", "doppel/imaging/snapshot", "doppel/imaging/store", "doppel/imaging/wire", "doppel/sync"},
 	"doppel/lab/bench":        {"doppel/lab"},
 	"doppel/cmd/doppel-lab":   {"doppel/lab", "doppel/lab/bench"},
 }

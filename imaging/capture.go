@@ -26,10 +26,15 @@ type CaptureOptions struct {
 	Exclude       []string
 	OneFileSystem bool
 	Limits        Limits
+	Consistency   Consistency
 	Full          bool   // read every file, whatever the last capture knew
 	Watch         *Watch // nil: nobody watches the source between captures
 	Progress      func(CaptureProgress)
 	Log           *slog.Logger // nil: the catalog's
+
+	// Instant, if there is one, is called once all snapshots are taken, before
+	// much is read. Its error ends the capture.
+	Instant func(ctx context.Context) error
 }
 
 // CaptureProgress are running totals of one capture.
@@ -65,11 +70,19 @@ type CaptureReport struct {
 	Watched    bool         `json:"watched,omitempty"` // only what has changed was looked at
 	Rescan     string       `json:"rescan,omitempty"`  // why everything was, though the source is to be watched
 	Missed     []string     `json:"missed,omitempty"`  // some of what had changed without the watch having seen it
+
+	// Consistency tells of each file system how it was kept still while it was
+	// read; empty when that was not asked for.
+	Consistency []Note `json:"consistency,omitempty"`
 }
 
 // Partial tells whether the version is not all that the tree was: a file
-// never held still, or the source could not carry something.
-func (r *CaptureReport) Partial() bool { return len(r.Unstable) > 0 || len(r.Lost) > 0 }
+// never held still, the source could not carry something, a file system was not
+// read before it had to be thawed; or whether a snapshot was left behind.
+func (r *CaptureReport) Partial() bool {
+	odd := func(n Note) bool { return n.Kind == NoteThawed || n.Kind == NoteLeft }
+	return len(r.Unstable) > 0 || len(r.Lost) > 0 || slices.ContainsFunc(r.Consistency, odd)
+}
 
 // Capture captures src as the next version of the image o.Name, unless nothing
 // has changed since the last. It fails as a whole or not at all; but what had
@@ -197,7 +210,7 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault, watch *watched) 
 		return err
 	}
 	defer cache.close()
-	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress}
+	k.sink = &captureSink{vault: vault, writer: w, cache: cache, progress: k.o.Progress, instant: k.o.Instant}
 	defer k.sink.close()
 	req := k.request()
 	watch.request(k, &req)
@@ -220,7 +233,7 @@ func (k *capture) scan(ctx context.Context, vault *store.Vault, watch *watched) 
 
 // request says what to scan.
 func (k *capture) request() ScanRequest {
-	return ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits}
+	return ScanRequest{Root: k.o.Root, Exclude: slices.Concat(k.o.Exclude, k.ownExclude()), OneFileSystem: k.o.OneFileSystem, Limits: k.o.Limits, Consistency: k.o.Consistency}
 }
 
 // cachePath is where the capture cache of this image and root is.
@@ -329,6 +342,9 @@ func (k *capture) report(v Version, unchanged bool) *CaptureReport {
 			r.Lost = append(r.Lost, n)
 		case NoteSecret:
 			detected[n.Path] = true
+		}
+		if n.Kind.isConsistency() {
+			r.Consistency = append(r.Consistency, n)
 		}
 	}
 	for _, s := range k.sink.secrets {

@@ -31,8 +31,9 @@
 //   - What cannot be read (no permission, an I/O error) fails the capture and
 //     names the path: there is no image of half a tree.
 //
-// A version is not a snapshot: two files may be of two instants. Files of a
-// database that runs are as after a power cut at best; dump it before.
+// A version is not a snapshot, unless the request has it read from snapshots
+// (see Consistency): two files may be of two instants. Files of a database that
+// runs are as after a power cut at best; dump it before.
 //
 // Every entry keeps kind, mode, owner by number, modification time to the
 // nanosecond, extended attributes (ACLs and capabilities among them), inode

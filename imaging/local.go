@@ -286,10 +286,20 @@ type LocalOption func(*local)
 // be known again by its times.
 func WithClock(now func() time.Time) LocalOption { return func(l *local) { l.now = now } }
 
+// Around surrounds a scan of this machine's tree. It calls scan at most once,
+// with the tree to read in place of the live one, and with sink, to which it
+// may give notes before and after. It gives scan's error, or its own.
+type Around func(ctx context.Context, live *LocalTree, req ScanRequest, sink Sink, scan func(context.Context, Tree) error) error
+
+// WithAround has every scan surrounded. Without it, a scan is refused that is
+// asked to keep anything still.
+func WithAround(a Around) LocalOption { return func(l *local) { l.around = a } }
+
 type local struct {
-	root  string
-	now   func() time.Time
-	watch *watching // nil: nothing was ever watched
+	root   string
+	now    func() time.Time
+	around Around
+	watch  *watching // nil: nothing was ever watched
 }
 
 var _ Watcher = (*local)(nil)
@@ -310,28 +320,52 @@ func (l *local) Describe(ctx context.Context, root string) (Facts, *Layout, erro
 }
 
 func (l *local) Scan(ctx context.Context, req ScanRequest, sink Sink) error {
-	plain := NewLocalTree(l.path(req.Root))
-	tree, sink, undo := req.Limits.held(plain, sink)
-	defer undo()
-	if req.Mark == 0 {
-		return scanTree(ctx, tree, req, sink, l.now, nil)
-	}
-	if l.watch == nil {
-		l.watch = &watching{}
-	}
-	l.watch.tree = plain
-	part, why, err := l.watch.begin(ctx, req)
+	// What changes from here on is not to be known by its times, though it may be
+	// a while until the reading begins.
+	begun := l.now()
+	live := NewLocalTree(l.path(req.Root))
+	part, err := l.part(ctx, live, req, sink)
 	if err != nil {
 		return err
 	}
-	if why != "" {
-		if err := sink.Note(ctx, Note{Kind: NoteRescan, Detail: why}); err != nil {
-			return err
+	scan := func(ctx context.Context, tree Tree) error {
+		tree, sink, undo := req.Limits.held(tree, sink)
+		defer undo()
+		return scanTree(ctx, tree, req, sink, func() time.Time { return begun }, part)
+	}
+	switch {
+	case l.around != nil:
+		err = l.around(ctx, live, req, sink, scan)
+	case req.Consistency.Wanted():
+		err = errors.New("nothing here takes snapshots or freezes file systems")
+	default:
+		err = scan(ctx, live)
+	}
+	if part != nil {
+		l.watch.end(req, part, err)
+	}
+	return err
+}
+
+// part says of what a scan is, when it is to be watched; nil: it is not.
+func (l *local) part(ctx context.Context, live *LocalTree, req ScanRequest, sink Sink) (p *part, err error) {
+	if req.Mark == 0 {
+		return nil, nil
+	}
+	why := "what is kept still while it is read is not watched"
+	if !req.Consistency.Wanted() {
+		if l.watch == nil {
+			l.watch = &watching{}
+		}
+		l.watch.tree = live
+		if p, why, err = l.watch.begin(ctx, req); err != nil {
+			return nil, err
 		}
 	}
-	err = scanTree(ctx, tree, req, sink, l.now, part)
-	l.watch.end(req, part, err)
-	return err
+	if why != "" {
+		err = sink.Note(ctx, Note{Kind: NoteRescan, Detail: why})
+	}
+	return p, err
 }
 
 func (l *local) Quiet(ctx context.Context, since Mark) (bool, error) {

@@ -29,6 +29,7 @@ type mount struct {
 	dir        string // where
 	fs         string // type
 	source     string
+	readOnly   bool // the file system, wherever it is mounted
 }
 
 // left says why the contents of a directory are not part of the tree.
@@ -87,6 +88,10 @@ func (m *Mounts) add(line string) error {
 	e := mount{id: id, parent: parent, dev: f[2], root: unescapeOctal(f[3]), dir: unescapeOctal(f[4]), fs: g[0]}
 	if len(g) > 1 {
 		e.source = unescapeOctal(g[1])
+	}
+	if len(g) > 2 {
+		first, _, _ := strings.Cut(g[2], ",")
+		e.readOnly = first == "ro"
 	}
 	if parent != id {
 		m.children[parent] = append(m.children[parent], len(m.list))

@@ -16,6 +16,7 @@ type captureSink struct {
 	writer   *store.Writer
 	cache    *captureCache
 	progress func(CaptureProgress)
+	instant  func(context.Context) error
 
 	// before loads the entries of the scan that the request's Since names.
 	before func(context.Context) (*Entries, error)
@@ -159,6 +160,11 @@ func (s *captureSink) close() {
 
 func (s *captureSink) Note(ctx context.Context, n Note) error {
 	s.notes = append(s.notes, n)
+	if n.Kind == NoteInstant && s.instant != nil {
+		instant := s.instant
+		s.instant = nil
+		return instant(ctx)
+	}
 	return nil
 }
 

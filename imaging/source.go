@@ -36,6 +36,7 @@ type ScanRequest struct {
 	Exclude       []string // globs against the path below Root; a directory's match leaves the directory and drops its contents
 	OneFileSystem bool
 	Limits        Limits
+	Consistency   Consistency
 
 	// Mark, when it is not zero, is what the next request may name this scan by
 	// in its Since: a Source that can watches the tree from before the scan on.

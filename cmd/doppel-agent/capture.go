@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"doppel/imaging"
+	"doppel/imaging/snapshot"
 	"doppel/imaging/store"
 	"doppel/imaging/wire"
 )
@@ -60,11 +61,27 @@ func runCapture(ctx context.Context, args []string) error {
 	stdin := &input{File: os.Stdin}
 	stop := context.AfterFunc(ctx, stdin.over)
 	defer stop()
-	err = wire.Serve(ctx, stdin, os.Stdout, imaging.NewLocal("/"), wire.Hello{Build: version(), Digest: digest})
+	err = wire.Serve(ctx, stdin, os.Stdout, localSource(), wire.Hello{Build: version(), Digest: digest})
 	if errors.Is(err, context.Canceled) {
 		return nil // a signal
 	}
 	return err
+}
+
+// localSource is this machine's tree, read from snapshots where a capture asks
+// for them.
+func localSource() imaging.Source {
+	k := &snapshot.Keeper{Command: []string{"/proc/self/exe", "keep"}}
+	return imaging.NewLocal("/", imaging.WithAround(k.Around))
+}
+
+// runKeep is the process beside a capture that has its snapshots, and gives them
+// back whatever becomes of the capture.
+func runKeep(_ context.Context, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("keep: no option %q", args[0])
+	}
+	return snapshot.Keep()
 }
 
 // input is the standard input, whose end is the end of the process, soon.

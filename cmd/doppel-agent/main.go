@@ -21,6 +21,7 @@ type command struct {
 var commands = [...]command{
 	{"capture", runCapture},
 	{"enlist", runEnlist},
+	{"keep", runKeep},
 	{"install", runInstall},
 	{"node", runNode},
 	{"version", runVersion},

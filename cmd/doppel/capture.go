@@ -30,6 +30,11 @@ type captureFlags struct {
 	pre, post     string
 	limit         string
 	limitCPU      string
+	snapshot      string
+	freeze        []string
+	freezeFor     string
+	postSnapshot  string
+	state         string         // the state directory, when this machine is captured
 	unattended    bool           // nobody is there to be asked
 	watch         *imaging.Watch // nil: nothing is watched between captures
 
@@ -51,21 +56,31 @@ Left out are the contents of /proc, /sys, /dev, /run, /tmp and /var/tmp, of
 network and virtual file systems, and doppel's own state; the mount points
 themselves stay.
 
+--snapshot has the capture read from snapshots that are taken before it begins
+and removed after it: of btrfs, and of logical volumes whose volume group has
+room. With auto, file systems that can have none are read live, and the report
+says why; with require, that is an error (but not for /boot and what is below
+it). Snapshots slow down who writes to the host's disks as long as they are
+there, and one of LVM's that has no more room ends the capture: by default none
+are taken. --freeze holds back all who write to a file system while it is read.
+README.md tells how databases are captured.
+
 On the host the capture stands behind all other work (nice 19, I/O class idle),
 and leaves the page cache as it was. --limit and --limit-cpu hold it back
 further; for local they hold for what goes into the store, and for doppel
 itself.
 
 Exit codes: 0 done (also when nothing had changed, which makes no new version);
-3 done, but a file never held still or SFTP could not carry something, as the
-report says.`,
+3 done, but a file never held still, SFTP could not carry something, a file
+system had to be thawed before it was read, or a snapshot could not be removed,
+as the report says.`,
 		Example: `  doppel capture root@head --name head
   doppel capture admin@head:2222 --sudo --name head --exclude 'scratch/*'
   doppel capture local --name head`,
 		Args:              exactArgs("HOST"),
 		ValidArgsFunction: completeNothing,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.open = openThrough(g.socket())
+			o.open, o.state = openThrough(g.socket()), g.state
 			return runCapture(cmd.Context(), g, o, args[0], cmd.OutOrStdout())
 		},
 	}
@@ -83,6 +98,11 @@ report says.`,
 	f.BoolVar(&o.full, "full", false, "read every file again, whatever the last capture knew")
 	f.StringVar(&o.limit, "limit", "", "send no more than this `rate` a second from the host: 20M is 20 MB; k, M or G")
 	f.StringVar(&o.limitCPU, "limit-cpu", "", "use no more of the host's CPUs than this `share` of one core, as top shows it: 50%, or 200% for two")
+	f.StringVar(&o.snapshot, "snapshot", "off", "`when` to read from snapshots of btrfs and LVM: off, auto (where they can be had) or require")
+	f.StringArrayVar(&o.freeze, "freeze", nil, "freeze what is mounted at this `directory` of the host while it is read, if it has no snapshot; repeatable")
+	f.StringVar(&o.freezeFor, "freeze-for", "", "the longest `time` that anything is frozen (default 30s)")
+	_ = c.RegisterFlagCompletionFunc("snapshot", oneOf("off", "auto", "require"))
+	f.StringVar(&o.postSnapshot, "post-snapshot", "", "shell `command` to run on the host once the snapshots are taken, before the long reading; needs --snapshot require")
 	f.StringVar(&o.pre, "pre", "", "shell `command` to run on the host before; if it fails, nothing is captured")
 	f.StringVar(&o.post, "post", "", "shell `command` to run on the host afterwards, also when the capture failed")
 	return c
@@ -136,6 +156,16 @@ func (o *captureFlags) check(host string) error {
 	if _, err := o.limits(); err != nil {
 		return err
 	}
+	c, err := o.consistency()
+	if err != nil {
+		return err
+	}
+	if o.sftp && c.Wanted() {
+		return usagef("leave --sftp out, so that the agent runs there", "--sftp cannot go together with --snapshot or --freeze: doppel runs nothing on the host that could take one")
+	}
+	if o.postSnapshot != "" && c.Snapshot != imaging.SnapshotRequire {
+		return usagef("give --snapshot require, or use --post", "--post-snapshot needs to be sure of snapshots: without them it would end too early what keeps the host still")
+	}
 	if o.sftp && o.limitCPU != "" {
 		return usagef("give --limit instead: the host then works for so many bytes and no more", "--sftp and --limit-cpu cannot go together: doppel runs nothing on the host that it could hold back")
 	}
@@ -169,10 +199,23 @@ func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *im
 	if err != nil {
 		return nil, err
 	}
+	consistency, err := o.consistency()
+	if err != nil {
+		return nil, err
+	}
 	p := newProgress(g, out, "capture "+o.name)
 	report, err = imaging.Capture(ctx, catalog, src, imaging.CaptureOptions{
 		Name: o.name, Root: o.root, Origin: h.name, Exclude: o.exclude, OneFileSystem: o.oneFileSystem, Full: o.full,
-		Limits: limits, Watch: o.watch, Log: newLog(os.Stderr),
+		Limits: limits, Watch: o.watch, Log: newLog(os.Stderr), Consistency: consistency,
+		Instant: func(ctx context.Context) error {
+			if o.postSnapshot == "" {
+				return nil
+			}
+			if err := h.shell(ctx, o.postSnapshot); err != nil {
+				return fmt.Errorf("the --post-snapshot command did not succeed, so nothing was captured: %w", err)
+			}
+			return nil
+		},
 		Progress: func(c imaging.CaptureProgress) {
 			p.update(c.Bytes, 0, fmt.Sprintf("in %d entries; read %s, sent %s", c.Entries, bytesText(c.BytesRead), bytesText(c.BytesSent)))
 		},
@@ -182,6 +225,9 @@ func captureBetween(ctx context.Context, g *globals, o captureFlags, catalog *im
 		if e := src.Close(); e != nil {
 			newLog(os.Stderr).Warn("ending the far end of the capture", "error", e)
 		}
+	}
+	if report != nil && o.unattended {
+		logConsistency(report.Consistency)
 	}
 	if report == nil && ctx.Err() != nil {
 		err = &hintError{err, "what has arrived is kept: the same command again reads and sends only the rest"}
@@ -221,4 +267,5 @@ func printCapture(w io.Writer, r *imaging.CaptureReport) {
 	section("went away while the tree was read", r.Vanished)
 	section("changed whenever they were read", r.Unstable)
 	section("could not be carried by SFTP", lost)
+	printConsistency(section, r.Consistency)
 }

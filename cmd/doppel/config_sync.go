@@ -38,6 +38,11 @@ type syncFile struct {
 	Pre        string   `toml:"pre_capture"`
 	Post       string   `toml:"post_capture"`
 
+	Snapshot     string   `toml:"snapshot"`
+	Freeze       []string `toml:"freeze"`
+	FreezeFor    string   `toml:"freeze_for"`
+	PostSnapshot string   `toml:"post_snapshot"`
+
 	Keep           []string `toml:"keep"`
 	PreUpdate      string   `toml:"pre_update"`
 	PostUpdate     string   `toml:"post_update"`
@@ -89,7 +94,7 @@ machine whose image they run:
   jitter = "1m"                   # at most so much later
   windows = ["Mon-Fri 20:00-06:00", "Sat,Sun"]  # when rounds may begin; left out: at any time
   full_every = "168h"             # once in so long every file of the source is read anew
-  watch = true                    # let the kernel of the source tell what changes: a round looks at that alone, and may run every few seconds
+  watch = false                   # let the kernel of the source tell what changes: a round looks at that alone, and may run every few seconds
   rescan_every = "15m"            # with watch: once in so long everything is looked at all the same
   identity = "/root/.ssh/id_ed25519"            # these are as in doppel capture:
   known_hosts = "/root/.ssh/known_hosts"
@@ -99,6 +104,10 @@ machine whose image they run:
   limit_cpu = "50%"
   pre_capture = "…"               # on the source; when it fails, there is no round
   post_capture = "…"
+  snapshot = "require"            # or "auto", "off", which is the default: read from snapshots of btrfs and LVM
+  post_snapshot = "…"             # on the source, once the snapshots are taken; needs "require"
+  freeze = ["/srv/db"]            # what is frozen while it is read, if it has no snapshot
+  freeze_for = "30s"              # and for how long at most
   keep = ["srv/own/**"]           # what nodes keep as they are
   pre_update = "…"                # on the node; when it fails, nothing is touched
   post_update = "…"
@@ -121,6 +130,7 @@ func checkSyncs(files []syncFile, bad func(format string, args ...any)) []syncCo
 			Capture: captureFlags{
 				name: f.Image, root: cmp.Or(f.Root, "/"), key: f.Identity, knownHosts: f.KnownHosts, sudo: f.Sudo, exclude: f.Exclude,
 				limit: f.Limit, limitCPU: f.LimitCPU, pre: f.Pre, post: f.Post, unattended: true,
+				snapshot: f.Snapshot, freeze: f.Freeze, freezeFor: f.FreezeFor, postSnapshot: f.PostSnapshot,
 			},
 		}
 		if err := imaging.CheckName(f.Image); err != nil {
@@ -186,8 +196,8 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 	c.Watch = f.Watch
 	c.Rescan = length("rescan_every", f.Rescan, 15*time.Minute, time.Second)
 	switch {
-	case !f.Watch && f.Rescan != "":
-		bad("%s: nothing is watched, so every round looks at everything: add watch = true, or leave it out", at("rescan_every"))
+	case f.Watch && (f.Snapshot != "" && f.Snapshot != "off" || len(f.Freeze) > 0):
+		bad("%s: what is kept still while it is read is not watched: leave out watch, or snapshot and freeze", at("watch"))
 	case f.Watch && f.Source == "" && f.Between == nil:
 		bad("%s: there is no source to be watched", at("watch"))
 	case f.Watch && c.Retain.IsZero():
@@ -208,10 +218,12 @@ func checkSource(f *syncFile, c *syncConfig, at func(string) string, bad func(fo
 			bad("%s: %v; name the host as [USER@]HOST[:PORT], or local for this machine", at("source"), err)
 		}
 	}
-	if strings.HasPrefix(f.Source, nodePrefix) && (f.Pre != "" || f.Post != "") {
-		bad("%s: no command can be run on a node through its agent: leave pre_capture and post_capture out, or name the host as [USER@]HOST", at("source"))
+	if strings.HasPrefix(f.Source, nodePrefix) && (f.Pre != "" || f.Post != "" || f.PostSnapshot != "") {
+		bad("%s: no command can be run on a node through its agent: leave pre_capture, post_snapshot and post_capture out, or name the host as [USER@]HOST", at("source"))
 	}
-	if err := c.Capture.check(f.Source); err != nil {
+	if _, err := c.Capture.consistency(); err != nil {
+		bad("%s: %v", at("snapshot"), err)
+	} else if err := c.Capture.check(f.Source); err != nil {
 		bad("%s: %v", at("source"), err)
 	}
 }

@@ -101,7 +101,7 @@ func reachNode(o *captureFlags, node string) (*host, error) {
 		return nil, err
 	}
 	noShell := func(context.Context, string) error {
-		return &hintError{errors.New("no command can be run on a node through its agent"), "capture it by SSH, or leave --pre and --post out"}
+		return &hintError{errors.New("no command can be run on a node through its agent"), "capture it by SSH, or leave the commands out"}
 	}
 	return &host{
 		name:  nodePrefix + node,
@@ -151,7 +151,7 @@ func reachLocal(o *captureFlags) (*host, error) {
 	return &host{
 		name:   local,
 		shell:  localShell,
-		source: func(context.Context) (imaging.Source, error) { return imaging.NewLocal(o.root), nil },
+		source: func(context.Context) (imaging.Source, error) { return localSource(o), nil },
 		close:  func() error { return nil },
 	}, nil
 }

@@ -109,7 +109,7 @@ from the network.`,
 	}
 	group(root)
 	root.SetHelpCommand(newHelp())
-	root.AddCommand(newMan())
+	root.AddCommand(newMan(), newKeep())
 	addCompletion(root)
 	return root
 }

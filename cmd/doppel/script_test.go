@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // TestImageCommands runs the scripts of commands that need neither a daemon
@@ -23,8 +24,22 @@ func TestImageCommands(t *testing.T) {
 	bin := programs(t)
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: scriptCommands, Setup: func(env *testscript.Env) error {
 		env.Setenv("PATH", env.Getenv("PATH")+":"+bin)
+		env.Defer(func() { unmountBelow(env.WorkDir) })
 		return openWork(env)
 	}})
+}
+
+// unmountBelow unmounts what a script that failed has left mounted.
+func unmountBelow(dir string) {
+	table, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return
+	}
+	for _, line := range slices.Backward(strings.Split(string(table), "\n")) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir+"/") {
+			_ = unix.Unmount(f[1], unix.MNT_DETACH) // all that can be done
+		}
+	}
 }
 
 // openWork lets other users than root into a script's directory.

@@ -71,7 +71,10 @@ func newSyncer(d *daemon) *syncer {
 	s := &syncer{d: d, log: d.log.With("part", "sync")}
 	for _, c := range d.config.Syncs {
 		o := &oneSync{syncConfig: c, tries: map[string]int{}}
-		o.Capture.open = func(ctx context.Context, node string) (net.Conn, error) { return d.machines.OpenCapture(ctx, node, o.stays()) }
+		o.Capture.open = func(ctx context.Context, node string) (net.Conn, error) {
+			return d.machines.OpenCapture(ctx, node, o.stays())
+		}
+		o.Capture.state = d.g.state
 		o.loop = resync.NewLoop(c.Schedule, func(ctx context.Context, wanted bool) { s.round(ctx, o, wanted) }, func() resync.Last { return s.lastOf(o) })
 		s.syncs = append(s.syncs, o)
 	}

@@ -184,6 +184,9 @@ func elfArch(head []byte) string {
 // of files, which come over the wire as they are; that of the CPU means nothing:
 // sshd's sftp server works for as much as is asked of it.
 func (s *sftpSource) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging.Sink) error {
+	if req.Consistency.Wanted() {
+		return errors.New("over SFTP nothing runs on the host that could take snapshots or freeze file systems")
+	}
 	return s.during(ctx, "capturing", func() error {
 		root := path.Clean("/" + req.Root)
 		if err := s.seesAll(root); err != nil {

@@ -218,6 +218,9 @@ func (c *Client) Scan(ctx context.Context, req imaging.ScanRequest, sink imaging
 	if req.Limits.Rate < 0 || req.Limits.CPU < 0 || req.Limits.CPU > maxCPU {
 		return fmt.Errorf("limits of %d bytes a second and %d %% of a core are out of range", req.Limits.Rate, req.Limits.CPU)
 	}
+	if err := checkConsistency(&req.Consistency); err != nil {
+		return err
+	}
 	return c.during(ctx, func(ctx context.Context) error {
 		if err := c.send(kindScan, encodeScan(req)); err != nil {
 			return err

@@ -12,7 +12,7 @@ import (
 
 // Version is the version of the protocol. Both ends must have the same: the
 // client brings its agent along, so there is nothing to be compatible with.
-const Version = 4
+const Version = 5
 
 // magic opens the greeting of either end. The control bytes keep it from
 // occurring in what a login shell prints.

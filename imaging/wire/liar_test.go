@@ -308,6 +308,7 @@ func FuzzServe(f *testing.F) {
 	f.Add(frame(kindDescribe, encodeDescribe("/")...))
 	f.Add(frame(kindQuiet, encodeQuiet(1<<63)...))
 	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}, Mark: 1 << 60, Since: 7})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
+	f.Add(append(frame(kindScan, encodeScan(imaging.ScanRequest{Root: "/", Exclude: []string{"a"}, Limits: imaging.Limits{Rate: 1 << 40, CPU: 50}, Consistency: imaging.Consistency{Snapshot: imaging.SnapshotAuto, Freeze: []string{"/srv"}}})...), frame(kindMissingAnswer, answer{id: 1, bits: []bool{true}}.encode()...)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		hello := append([]byte(magic), frame(kindHello, Hello{Version: Version}.encode()...)...)
 		Serve(t.Context(), bytes.NewReader(append(hello, stream...)), io.Discard, &fakeSource{

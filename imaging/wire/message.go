@@ -43,6 +43,7 @@ func encodeScan(r imaging.ScanRequest) []byte {
 		one = 1
 	}
 	b = putUint(putUint(append(b, one), uint64(r.Limits.Rate)), uint64(r.Limits.CPU))
+	b = putConsistency(b, &r.Consistency)
 	return putUint(putUint(b, uint64(r.Mark)), uint64(r.Since))
 }
 
@@ -58,6 +59,7 @@ func decodeScan(p []byte) (imaging.ScanRequest, error) {
 	r.OneFileSystem = d.flag("one file system")
 	r.Limits.Rate = d.length("the limit of the rate")
 	r.Limits.CPU = int(d.uint(maxCPU, "the limit of the CPU"))
+	r.Consistency = d.consistency()
 	r.Mark, r.Since = d.mark(), d.mark()
 	return r, d.finish()
 }

@@ -427,6 +427,9 @@ func (s *agentSink) Note(ctx context.Context, n imaging.Note) error {
 	if err := s.live(ctx); err != nil {
 		return err
 	}
+	if n.Kind == imaging.NoteInstant {
+		return s.agent.send(kindNote, encodeNote(n)) // somebody may wait for it
+	}
 	return s.agent.put(kindNote, encodeNote(n))
 }
 

@@ -190,7 +190,8 @@ func TestScanCarriesEverything(t *testing.T) {
 	entries, stamps := allKinds()
 	block := store.Block{Audience: store.Head, Codec: store.Raw, Chunks: []store.Chunk{chunk("one"), chunk("two")}, Data: []byte("onetwo")}
 	note := imaging.Note{Path: "log", Kind: imaging.NoteUnstable, Detail: "changed\nthree times"}
-	want := imaging.ScanRequest{Root: "/srv/x", Exclude: []string{"*.o", "a/b"}, OneFileSystem: true, Limits: imaging.Limits{CPU: 250}}
+	want := imaging.ScanRequest{Root: "/srv/x", Exclude: []string{"*.o", "a/b"}, OneFileSystem: true, Limits: imaging.Limits{CPU: 250},
+		Consistency: imaging.Consistency{Snapshot: imaging.SnapshotRequire, Freeze: []string{"/srv/db", "/srv"}, FreezeFor: 30 * time.Second}}
 	var got imaging.ScanRequest
 	l := connect(t, &fakeSource{scan: func(ctx context.Context, req imaging.ScanRequest, sink imaging.Sink) error {
 		got = req
