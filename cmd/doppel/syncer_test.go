@@ -338,6 +338,10 @@ func TestSyncConfig(t *testing.T) {
 		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\nsudo = true", "sync 1, sudo: leave it out: heads of a pair are captured through their agents"},
 		{"image = \"head\"\nbetween = [\"head1\", \"head2\"]\npre_capture = \"x\"", "sync 1, pre_capture: leave it out"},
 		{"image = \"a\"\nbetween = [\"head1\", \"head2\"]\n[[sync]]\nimage = \"b\"\nbetween = [\"head3\", \"head2\"]", "sync 2, between: head2 is of the pair of sync 1 already"},
+		{"image = \"head\"\nnodes = [\"@head\"]\nkeep_last = 3\nwatch = true", "sync 1, watch: there is no source to be watched"},
+		{"image = \"head\"\nsource = \"local\"\nwatch = true", "sync 1, watch: a source that is watched makes many versions"},
+		{"image = \"head\"\nsource = \"local\"\nkeep_last = 3\nwatch = true\nsnapshot = \"auto\"", "sync 1, watch: what is kept still"},
+		{"image = \"head\"\nsource = \"local\"\nkeep_last = 3\nwatch = true\nrescan_every = \"0s\"", "sync 1, rescan_every: "},
 		{"image = \"head\"\nevery = \"15m\"", "unknown key \"sync.every\""},
 	} {
 		_, problems := parseConfig([]byte(head + c.text + "\n"))
