@@ -121,7 +121,7 @@ func newTestNode(t *testing.T) *testNode {
 			if filepath.Base(c.Args[0]) != "grub-mkconfig" {
 				return nil
 			}
-			return os.WriteFile(filepath.Join(c.Root, "boot/grub/grub.cfg"), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
+			return os.WriteFile(filepath.Join(c.Root, c.Args[2]), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
 		}},
 		disk: func() (string, error) { return "/dev/vda", nil },
 	}
