@@ -29,7 +29,19 @@ type Round struct {
 	Sent      int64     `json:"sent,omitempty"`     // bytes, by the source
 	Added     int64     `json:"added,omitempty"`    // bytes, to the store
 	Unstable  int       `json:"unstable,omitempty"` // files that never held still
+	Restless  string    `json:"restless,omitempty"` // which, in words
 	Failed    string    `json:"failed,omitempty"`   // why
+}
+
+// StillText says which files never held still; empty: all did.
+func (r Round) StillText() string {
+	switch {
+	case r.Restless != "":
+		return r.Restless + " never held still, and may be a mixture of what it was"
+	case r.Unstable > 0:
+		return fmt.Sprintf("%d files never held still", r.Unstable)
+	}
+	return ""
 }
 
 // EndRound says how a round ended.
@@ -94,6 +106,7 @@ func (c EndRound) prepare(_ *state, _ time.Time) (Change, error) {
 		return nil, fmt.Errorf("ending a round of %s: it came to no version, and did not fail", c.Image)
 	}
 	c.Begun, c.Ended = c.Begun.UTC().Round(0), c.Ended.UTC().Round(0)
+	c.Restless = text(c.Restless, maxText)
 	return c, nil
 }
 
@@ -117,7 +130,11 @@ func (c EndRound) apply(s *state, at time.Time) error {
 			s.tell(at, "sync", nil, fmt.Sprintf("%s is captured again, after %d rounds that failed", c.Image, before.Failures))
 		}
 		if !c.Unchanged {
-			s.tell(at, "sync", nil, fmt.Sprintf("%s is what its source is now", c.Version))
+			what := fmt.Sprintf("%s is what its source is now", c.Version)
+			if still := c.StillText(); still != "" {
+				what += "; " + still
+			}
+			s.tell(at, "sync", nil, what)
 		}
 	}
 	s.putSync(v)
