@@ -77,7 +77,10 @@ func newDay(t *testing.T, limit time.Duration, config string) *day {
 	d.doppel("init", "--interface", "eth0")
 	f, err := os.OpenFile(d.Config, os.O_APPEND|os.O_WRONLY, 0)
 	d.check(err)
-	_, err = f.WriteString(strings.ReplaceAll(config, "SOURCE", d.source))
+	if strings.Contains(config, "root@") {
+		d.startSSHD()
+	}
+	_, err = f.WriteString(strings.NewReplacer("SOURCE", d.source, "HOME", d.Home).Replace(config))
 	d.check(errors.Join(err, f.Close()))
 	d.serve()
 
@@ -91,7 +94,7 @@ func newDay(t *testing.T, limit time.Duration, config string) *day {
 	nodes := filepath.Join(l.Dir, "nodes.json")
 	d.check(os.WriteFile(nodes, inventory, 0o600))
 	d.check(os.RemoveAll(first))
-	d.doppel("sync", "now")
+	d.doppel("sync", "now", "head")
 	d.doppel("node", "import", nodes)
 	d.check(d.double.Start(ctx))
 	return d
@@ -192,7 +195,7 @@ func (d *day) node() (n struct {
 // round has the source captured, and gives the version.
 func (d *day) round() string {
 	d.t.Helper()
-	out := d.doppel("sync", "now")
+	out := d.doppel("sync", "now", "head")
 	m := regexp.MustCompile(`new version (head@\d+)`).FindStringSubmatch(out)
 	if m == nil {
 		d.t.Fatalf("no new version: %s", out)
@@ -225,37 +228,46 @@ func (d *day) equals(version string) {
 	d.check(d.double.Start(d.ctx))
 }
 
-// onDisk gives a function the standby's tree, while it is off. The function may
-// not start goroutines: the mount is its thread's own, so that no other process
-// keeps it.
-func (d *day) onDisk(look func(root string)) {
-	d.t.Helper()
-	done := make(chan struct{})
+// apart runs functions, one at a time, on a thread with a mount namespace of
+// its own. The thread never ends: children of its own, which Go may have had it
+// start before, would end with it (Pdeathsig goes by thread).
+var apart = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
 	go func() {
-		defer close(done)      // when t.Fatal ends this goroutine, too
-		runtime.LockOSThread() // and never unlocked: the thread ends with its mounts
-		at := d.double.Mount
+		runtime.LockOSThread()
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
 		}
-		if err == nil {
-			err = unix.Mount(d.double.Root, at, "ext4", 0, "")
-		}
 		if err != nil {
-			d.t.Errorf("mounting the standby's disk: %v", err)
+			panic(fmt.Sprintf("making a mount namespace: %v", err))
+		}
+		for do := range work {
+			do()
+		}
+	}()
+	return work
+})
+
+// onDisk gives a function the standby's tree, while it is off, on a thread apart
+// from others: the mount is that thread's own, so that no other process keeps
+// it. The function may start no goroutines, and not end its own.
+func (d *day) onDisk(look func(root string)) {
+	d.t.Helper()
+	var errs error
+	done := make(chan struct{})
+	apart() <- func() {
+		defer close(done)
+		at := d.double.Mount
+		if errs = unix.Mount(d.double.Root, at, "ext4", 0, ""); errs != nil {
 			return
 		}
-		defer func() {
-			if err := unix.Unmount(at, 0); err != nil {
-				d.t.Errorf("unmounting the standby's disk: %v", err)
-			}
-		}()
 		look(at)
-	}()
+		errs = unix.Unmount(at, 0)
+	}
 	<-done
-	if d.t.Failed() {
-		d.t.FailNow()
+	if errs != nil {
+		d.t.Fatalf("the standby's disk: %v", errs)
 	}
 }
 
@@ -419,10 +431,10 @@ func makeSystem(root string) error {
 // dayKinds are the files of the two kinds of generations.
 var dayKinds = sync.OnceValue(func() [2]map[string][]byte { return [2]map[string][]byte{changing(0), changing(1)} })
 
-// whole insists that every file of a tree is one of what it was in some
+// wholeTree insists that every file of a tree is one of what it was in some
 // generation, and none a mixture, and that the tree could start: that what the
 // boot menu starts by itself is there.
-func whole(t *testing.T, root string) {
+func wholeTree(t *testing.T, root string) {
 	t.Helper()
 	kinds := dayKinds()
 	is := func(name string, b []byte) bool {

@@ -114,7 +114,7 @@ func torture(d *day, random *rand.Rand, kills int) {
 		count[v.name+" in "+did]++
 		if v.agent {
 			d.onDisk(func(root string) {
-				whole(d.t, root)
+				wholeTree(d.t, root)
 				if _, err := os.Lstat(filepath.Join(root, "etc/doppel/node/updating")); err == nil {
 					count["updates cut"]++
 				}
