@@ -293,3 +293,22 @@ func TestNodeDrift(t *testing.T) {
 		}
 	}
 }
+
+// A head that has nothing to do is no head that does not answer: the node does
+// not ask less and less often.
+func TestNodeIdle(t *testing.T) {
+	h := newTestHead(t, "127.0.0.1")
+	asked := 0
+	h.do = func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		w.WriteHeader(http.StatusNoContent)
+	}
+	hd, err := newHead(h.URL, h.ca, time.Now, func(format string, args ...any) { t.Errorf(format, args...) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var task clone.Task
+	if _, err := hd.ask(t.Context(), "/v1/task", clone.Idle{}, &task); err != nil || asked != 1 || task != (clone.Task{}) {
+		t.Errorf("asked %d times: %+v, %v", asked, task, err)
+	}
+}
