@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
@@ -28,13 +27,11 @@ import (
 // agent are processes of their own, the standby's disk is an ext4.
 type day struct {
 	*Rig
-	t       *testing.T
-	ctx     context.Context
-	source  string // the tree that is captured
-	double  *Double
-	serving *Console // what the daemon said since it was started last
-	daemon  *exec.Cmd
-	ended   chan struct{}
+	t      *testing.T
+	ctx    context.Context
+	source string // the tree that is captured
+	double *Double
+	daemon *Daemon // nil: it was killed
 }
 
 var (
@@ -139,8 +136,8 @@ func (d *day) logs() {
 	if d.double != nil {
 		d.t.Logf("the agent's log ends with:\n%s", d.double.Console.Tail(3000))
 	}
-	if d.serving != nil {
-		d.t.Logf("the daemon's log ends with:\n%s", d.serving.Tail(6000))
+	if d.daemon != nil {
+		d.t.Logf("the daemon's log ends with:\n%s", d.daemon.Console.Tail(6000))
 	}
 }
 
@@ -159,27 +156,16 @@ func (d *day) doppel(args ...string) string {
 // serve starts the daemon.
 func (d *day) serve() {
 	d.t.Helper()
-	d.serving = &Console{log: io.Discard}
-	d.daemon = d.Doppel(context.WithoutCancel(d.ctx), "serve")
-	d.daemon.Stdout, d.daemon.Stderr = d.serving, d.serving
-	d.check(d.daemon.Start())
-	d.ended = make(chan struct{})
-	ctx, cancel := context.WithCancelCause(d.ctx)
-	defer cancel(nil)
-	go func(daemon *exec.Cmd, ended chan struct{}) {
-		defer close(ended)
-		cancel(fmt.Errorf("doppel serve ended: %v", daemon.Wait()))
-	}(d.daemon, d.ended)
-	d.check(d.serving.Await(ctx, 0, regexp.MustCompile(`msg=serving`)))
+	daemon, err := d.StartDaemon(d.ctx)
+	d.check(err)
+	d.daemon = daemon
 }
 
 func (d *day) killDaemon() {
-	if d.ended == nil {
-		return
+	if d.daemon != nil {
+		d.daemon.Kill()
+		d.daemon = nil
 	}
-	_ = d.daemon.Process.Kill() // it may have ended by itself
-	<-d.ended
-	d.ended = nil
 }
 
 // node is what the inventory says of the standby.

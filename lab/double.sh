@@ -4,6 +4,7 @@
 hostname "$3"
 if [ -b "$1" ]; then mount -t ext4 "$1" "$2"; else mount --bind "$1" "$2"; fi
 cd "$2"
+mkdir -p proc sys dev run tmp
 mount -t proc proc proc
 mount -t sysfs -o ro sysfs sys
 mount --rbind /dev dev
