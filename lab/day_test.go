@@ -240,6 +240,7 @@ var apart = sync.OnceValue(func() chan<- func() {
 // it. The function may start no goroutines, and not end its own.
 func (d *day) onDisk(look func(root string)) {
 	d.t.Helper()
+	d.awaitUnused()
 	var errs error
 	done := make(chan struct{})
 	apart() <- func() {
@@ -249,12 +250,15 @@ func (d *day) onDisk(look func(root string)) {
 			return
 		}
 		look(at)
-		errs = unix.Unmount(at, 0)
+		// Other goroutines may be starting processes, which have what is open
+		// here until they are programs of their own.
+		errs = unix.Unmount(at, unix.MNT_DETACH)
 	}
 	<-done
 	if errs != nil {
 		d.t.Fatalf("the standby's disk: %v", errs)
 	}
+	d.awaitUnused()
 }
 
 // noise is bytes that do not compress.

@@ -106,7 +106,7 @@ func torture(d *day, random *rand.Rand, kills int) {
 			}
 			after = time.Duration(random.Int64N(int64(update)))
 			from := d.double.Console.Len()
-			version = d.round()
+			d.round()
 			d.check(d.double.Console.Await(d.ctx, from, updating))
 			time.Sleep(after) // the random moment
 			d.kill(v)
@@ -155,9 +155,6 @@ func (d *day) kill(v victims) {
 	}
 	if v.daemon {
 		d.killDaemon()
-	}
-	if v.agent {
-		d.awaitUnused()
 	}
 }
 
