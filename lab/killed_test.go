@@ -131,7 +131,7 @@ func torture(d *day, random *rand.Rand, kills int) {
 		}
 	}
 	d.t.Logf("%v", count)
-	if count["updates cut"] < kills/4 || count["captures cut"] == 0 {
+	if count["updates cut"] < kills/8 || count["captures cut"] == 0 {
 		d.t.Errorf("too few kills were in the middle of something: %v", count)
 	}
 	d.write(generation + 1)
