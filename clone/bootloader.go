@@ -130,19 +130,24 @@ func (in *install) grubConfig(ctx context.Context) error {
 	if in.keepsConfig(name) && in.checkConfig(name) == nil {
 		return nil
 	}
+	if err := in.makeConfig(ctx, name); err != nil {
+		return err
+	}
+	return in.checkConfig(name)
+}
+
+// makeConfig has GRUB make a grub.cfg, without the kernels that are hidden.
+func (in *install) makeConfig(ctx context.Context, name string, hide ...string) error {
 	if in.plan.Found == nil { // which has its own
 		if err := in.consoles(); err != nil {
 			return err
 		}
 	}
-	args := []string{in.program("grub-mkconfig", "grub2-mkconfig"), "-o", "/" + name}
-	if args[0] == "" {
+	program := in.program("grub-mkconfig", "grub2-mkconfig")
+	if program == "" {
 		return errors.New("the image has no grub-mkconfig to make its grub.cfg with")
 	}
-	if err := in.run(ctx, in.target, args); err != nil {
-		return err
-	}
-	return in.checkConfig(name)
+	return in.m.Run(ctx, Command{Root: in.target, Args: []string{program, "-o", "/" + name}, Hide: hide})
 }
 
 // configName is where the image has its grub.cfg.

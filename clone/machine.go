@@ -64,6 +64,7 @@ type Command struct {
 	Args  []string
 	Env   []string // besides PATH and LC_ALL
 	Stdin io.Reader
+	Hide  []string // files, as paths beneath Root, that the program does not find to be any
 }
 
 // BootEntry is a firmware boot entry (UEFI Boot####).

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -159,11 +160,51 @@ func (l *Linux) Run(ctx context.Context, c Command) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: c.Root, Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second
-	if err := cmd.Run(); err != nil {
+	if err := runHiding(cmd, c); err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
 		return fmt.Errorf("run %s: %w%s", strings.Join(c.Args, " "), err, lastWords(said.String()))
+	}
+	return nil
+}
+
+// runHiding runs a program with a device in the place of the files that it is
+// not to find, in a mount namespace of its own.
+func runHiding(cmd *exec.Cmd, c Command) error {
+	if len(c.Hide) == 0 {
+		return cmd.Run()
+	}
+	started := make(chan error)
+	go func() {
+		// What is started from this thread has its namespace, and nobody else
+		// ever does: it is not unlocked, so it ends with this function.
+		runtime.LockOSThread()
+		err := hide(c)
+		if err == nil {
+			err = cmd.Start()
+		}
+		started <- err
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	return cmd.Wait()
+}
+
+// hide gives the thread that calls it a mount namespace of its own, without a
+// command's hidden files.
+func hide(c Command) error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	for _, name := range c.Hide {
+		if err := unix.Mount("/dev/null", filepath.Join(c.Root, name), "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("hide %s: %w", name, err)
+		}
 	}
 	return nil
 }

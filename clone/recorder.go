@@ -99,7 +99,11 @@ func (r *Recorder) Devices(_ context.Context, _ *Plan, dir string) error {
 }
 
 func (r *Recorder) Run(_ context.Context, c Command) error {
-	if err := r.step("run in %s: %s", c.Root, strings.Join(c.Args, " ")); err != nil {
+	line := fmt.Sprintf("run in %s: %s", c.Root, strings.Join(c.Args, " "))
+	if len(c.Hide) > 0 {
+		line += ", without " + strings.Join(c.Hide, ", ")
+	}
+	if err := r.step("%s", line); err != nil {
 		return err
 	}
 	if kind, ok := strings.CutPrefix(path.Base(c.Args[0]), "mk"); ok && len(c.Args) > 1 {

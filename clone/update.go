@@ -197,7 +197,7 @@ func (u *updater) apply(ctx context.Context) error {
 			if !u.menu || u.leavesBoot() {
 				return nil
 			}
-			return u.bootMenu(ctx)
+			return u.bootMenu(ctx, u.leaving(paths, foreign)...)
 		},
 		Change: u.changed,
 		Progress: func(p imaging.ApplyProgress) {
@@ -320,39 +320,6 @@ func (u *updater) changed(c imaging.ApplyChange) {
 	if u.o.Change != nil {
 		u.o.Change(c)
 	}
-}
-
-// refreshBoot makes the loader, where it has changed, and the boot menu fit
-// what is there now.
-func (u *updater) refreshBoot(ctx context.Context) error {
-	u.result.Boot = true
-	if u.loader {
-		install := u.bios
-		if u.plan.Firmware == UEFI {
-			install = u.uefi
-		}
-		if err := install(ctx); err != nil {
-			return err
-		}
-	}
-	return u.bootMenu(ctx)
-}
-
-// bootMenu takes the image's grub.cfg where it is as true here as on the head,
-// and makes one where it is not.
-func (u *updater) bootMenu(ctx context.Context) error {
-	if name := u.configName(); u.keepsConfig(name) {
-		names := []string{name}
-		for _, e := range u.image.List.All() {
-			if strings.HasPrefix(e.Path, "boot/loader/entries/") && e.Kind == imaging.Regular {
-				names = append(names, e.Path)
-			}
-		}
-		if _, err := u.carry(ctx, names, nil); err != nil {
-			return err
-		}
-	}
-	return u.grubConfig(ctx)
 }
 
 // derive writes anew the identity files that follow from the image's.

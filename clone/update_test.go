@@ -40,7 +40,8 @@ func upgraded() *memoryImage {
 	return newImage(head, files)
 }
 
-// menu does to a tree what grub-mkconfig does: it lists the kernels there are.
+// menu does to a tree what grub-mkconfig does: it lists the kernels that it
+// finds, the newest first.
 func menu(plan *Plan) func(Command) error {
 	return func(c Command) error {
 		if path.Base(c.Args[0]) != "grub-mkconfig" {
@@ -51,10 +52,12 @@ func menu(plan *Plan) func(Command) error {
 			return err
 		}
 		text := fmt.Sprintf("search --fs-uuid %s\n", plan.FileSystemAt("/").FS.UUID)
-		for _, k := range kernels {
-			text += "linux /boot/" + filepath.Base(k) + "\n"
+		for _, k := range slices.Backward(kernels) {
+			if name := filepath.Base(k); !slices.Contains(c.Hide, "boot/"+name) {
+				text += "linux /boot/" + name + "\n"
+			}
 		}
-		return os.WriteFile(filepath.Join(c.Root, "boot/grub/grub.cfg"), []byte(text), 0o600)
+		return os.WriteFile(filepath.Join(c.Root, c.Args[2]), []byte(text), 0o600)
 	}
 }
 
@@ -137,7 +140,9 @@ func TestUpdate(t *testing.T) {
 		t.Errorf("stages %v", stages)
 	}
 	if want := []string{
-		"run in /: /bin/sh -c echo before", "run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg", "run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg",
+		"run in /: /bin/sh -c echo before",
+		"run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg.doppel, without boot/initrd.img-6.1.0-1-amd64, boot/vmlinuz-6.1.0-1-amd64",
+		"run in /: /usr/sbin/grub-mkconfig -o /boot/grub/grub.cfg.doppel",
 		"run in /: /bin/systemctl daemon-reload", "run in /: /bin/sh -c echo after",
 	}; !slices.Equal(steps, want) {
 		t.Errorf("it ran %q", steps)
@@ -277,15 +282,19 @@ func TestUpdateKeepsTheOldKernel(t *testing.T) {
 	}
 }
 
-// starts tells whether a tree's boot menu has a kernel that is there, with its
-// initramfs and its modules.
+// starts tells whether the first kernel in a tree's boot menu, which is started
+// when nobody chooses, is there, with its initramfs and its modules.
 func starts(t *testing.T, root string) bool {
 	t.Helper()
 	for line := range strings.Lines(readFile(t, root, "boot/grub/grub.cfg")) {
 		release, ok := strings.CutPrefix(strings.TrimSpace(line), "linux /boot/vmlinuz-")
-		if ok && readFile(t, root, "boot/vmlinuz-"+release) != "" && readFile(t, root, "boot/initrd.img-"+release) != "" && readFile(t, root, "usr/lib/modules", release, "kernel") != "" {
+		if !ok {
+			continue
+		}
+		if readFile(t, root, "boot/vmlinuz-"+release) != "" && readFile(t, root, "boot/initrd.img-"+release) != "" && readFile(t, root, "usr/lib/modules", release, "kernel") != "" {
 			return true
 		}
+		return false
 	}
 	return false
 }
@@ -351,8 +360,21 @@ func TestUpdateCut(t *testing.T) {
 		if have := contents(t, root); !slices.Equal(have, want) {
 			t.Errorf("cut %d, and again:\n%q\nwant\n%q", cut, have, want)
 		}
+		// The way back removes the newest kernel.
+		if _, err := run(root, plan, image, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run(root, plan, old, cut); err != nil && !errors.Is(err, errCut) {
+			t.Fatalf("cut %d of the way back: %v", cut, err)
+		}
+		if !starts(t, root) {
+			t.Errorf("cut %d of the way back: the node cannot start: %q", cut, readFile(t, root, "boot/grub/grub.cfg"))
+		}
 		if _, err := run(root, plan, old, 0); err != nil {
 			t.Fatal(err)
+		}
+		if have := contents(t, root); !slices.Equal(have, wantOld) {
+			t.Errorf("cut %d of the way back, and again:\n%q\nwant\n%q", cut, have, wantOld)
 		}
 	}
 }

@@ -30,12 +30,24 @@ type Round struct {
 	Sent      int64     `json:"sent,omitempty"`     // bytes, by the source
 	Added     int64     `json:"added,omitempty"`    // bytes, to the store
 	Unstable  int       `json:"unstable,omitempty"` // files that never held still
+	Restless  string    `json:"restless,omitempty"` // which, in words
 	Watched   bool      `json:"watched,omitempty"`  // only what had changed was looked at
 	Rescan    string    `json:"rescan,omitempty"`   // why everything was, though the source is watched
 	Missed    string    `json:"missed,omitempty"`   // paths, some of those whose changes the watch had not seen
 	Failed    string    `json:"failed,omitempty"`   // why
 
 	Generation uint64 `json:"generation,omitempty"` // of the pair, as the round began; 0: there is none
+}
+
+// StillText says which files never held still; empty: all did.
+func (r Round) StillText() string {
+	switch {
+	case r.Restless != "":
+		return r.Restless + " never held still, and may be a mixture of what it was"
+	case r.Unstable > 0:
+		return fmt.Sprintf("%d files never held still", r.Unstable)
+	}
+	return ""
 }
 
 // EndRound says how a round ended.
@@ -104,6 +116,7 @@ func (c EndRound) prepare(_ *state, _ time.Time) (Change, error) {
 	}
 	c.Rescan, c.Missed = text(c.Rescan, maxText), text(c.Missed, maxText)
 	c.Begun, c.Ended = c.Begun.UTC().Round(0), c.Ended.UTC().Round(0)
+	c.Restless = text(c.Restless, maxText)
 	return c, nil
 }
 
@@ -133,7 +146,11 @@ func (c EndRound) apply(s *state, at time.Time) error {
 			s.tell(at, "sync-missed", nil, fmt.Sprintf("changes of the source of %s that its watch had not seen were found by looking at everything: %s", c.Image, c.Missed))
 		}
 		if !c.Unchanged {
-			s.tell(at, "sync", nil, fmt.Sprintf("%s is what its source is now", c.Version))
+			what := fmt.Sprintf("%s is what its source is now", c.Version)
+			if still := c.StillText(); still != "" {
+				what += "; " + still
+			}
+			s.tell(at, "sync", nil, what)
 		}
 	}
 	s.putSync(v)

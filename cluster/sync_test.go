@@ -19,7 +19,7 @@ func TestSync(t *testing.T) {
 		r.Ended = r.Begun.Add(5 * time.Second)
 		return EndRound{Image: "head", Round: r}
 	}
-	commit(t, c, round(0, Round{Version: "head@1", Sent: 7, Unstable: 1}), round(15, Round{Version: "head@1", Unchanged: true}))
+	commit(t, c, round(0, Round{Version: "head@1", Sent: 7, Unstable: 1, Restless: "\"srv/log\"\n"}), round(15, Round{Version: "head@1", Unchanged: true}))
 	if v := c.Sync("head"); v.Failures != 0 || !v.Last.Unchanged || v.Good.Begun != v.Last.Begun || v.Good.Version != "head@1" {
 		t.Errorf("%+v %+v", v, v.Last)
 	}
@@ -49,7 +49,7 @@ func TestSync(t *testing.T) {
 		said = append(said, e.Kind+": "+e.Text)
 	}
 	want := strings.Join([]string{
-		"sync: head@1 is what its source is now",
+		"sync: head@1 is what its source is now; \"srv/log\"  never held still, and may be a mixture of what it was",
 		"sync-failed: head was not captured: no route to host",
 		"sync-failed: head was not captured: permission denied",
 		"sync: head is captured again, after 3 rounds that failed",

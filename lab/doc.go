@@ -2,7 +2,8 @@
 // private switch (a bridge in a network namespace of its own), hosts
 // (namespaces on the switch), a Debian head with its real sshd, and machines
 // that are QEMU processes with SeaBIOS or OVMF, a blank disk, and a network
-// card that boots first.
+// card that boots first. A Double is a node without a machine: doppel's agent in
+// namespaces whose root is a disk of its own.
 //
 // A Lab owns everything that it starts. Close ends exactly that: the
 // processes by their pid, the namespaces by their names (which carry the

@@ -146,6 +146,9 @@ func (l *Lab) Host(ctx context.Context, name string, addr netip.Prefix, hosts ma
 	return h, nil
 }
 
+// Namespace is the name of the host's network namespace.
+func (h *Host) Namespace() string { return h.ns }
+
 // Command is a command that will run on the host. It dies with this process.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return inNamespace(ctx, h.ns, name, args...)

@@ -38,6 +38,7 @@ type bench struct {
 	url      string
 	log      *lockedBuffer
 	head     imaging.Head // what the image says of itself
+	asked    func()       // called when the image is looked for
 	imageErr error
 	planErr  error
 	targets  []clone.Target
@@ -135,6 +136,9 @@ func serving(t *testing.T, log *slog.Logger, doors ...Door) {
 }
 
 func (b *bench) Head(_ context.Context, d string, role cluster.Role) (Version, error) {
+	if b.asked != nil {
+		b.asked()
+	}
 	if b.imageErr != nil {
 		return Version{}, b.imageErr
 	}

@@ -69,7 +69,7 @@ func hijack(w http.ResponseWriter) (net.Conn, error) {
 		err = errors.New("it has sent more than a request")
 	}
 	_, werr := fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", protocol)
-	if err := errors.Join(err, werr, c.SetDeadline(time.Time{})); err != nil {
+	if err := errors.Join(err, werr, c.SetDeadline(time.Time{}), clone.WatchStream(c)); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil

@@ -80,6 +80,10 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 // orderUpdate gives a node the orders for its update. What cannot be ordered
 // ends it.
 func (m *Machines) orderUpdate(ctx context.Context, n cluster.Node) (any, error) {
+	// Begun, it keeps what it is told of the store from being deleted.
+	if err := forbid(m.Cluster.Commit(ctx, cluster.BeginUpdate{Node: n.Name, ID: n.Update.ID})); err != nil {
+		return nil, err
+	}
 	version, err := m.Images.Head(ctx, n.Update.Digest, n.Role)
 	if endsInstall(err) {
 		m.Log.Warn("no update", "node", n.Name, "reason", err)
@@ -94,9 +98,6 @@ func (m *Machines) orderUpdate(ctx context.Context, n cluster.Node) (any, error)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s, in which %s parted: %w", n.Parted.Base, n.Name, err)
-	}
-	if err := forbid(m.Cluster.Commit(ctx, cluster.BeginUpdate{Node: n.Name, ID: n.Update.ID})); err != nil {
-		return nil, err
 	}
 	m.Log.Info("gave orders to update", "node", n.Name, "image", n.Update.Image)
 	var p Policy

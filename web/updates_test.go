@@ -34,6 +34,11 @@ func TestTask(t *testing.T) {
 		return Policy{Keep: []string{"srv/**"}, Pre: "before " + n.Name, Post: "after"}
 	}
 	m := b.certified("node001", 11)
+	b.asked = func() {
+		if b.node("node001").Update.Begun.IsZero() {
+			t.Error("the node is told of packs that may be deleted under it: its update has not begun")
+		}
+	}
 	type answer struct {
 		status int
 		why    string

@@ -155,7 +155,7 @@ func (h *head) post(ctx context.Context, path string, question, answer any) (dat
 		return date, refusalOf(resp.StatusCode, b)
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
 		return date, fmt.Errorf("asking %s: %s: %s", path, resp.Status, refusalOf(resp.StatusCode, b).message)
-	case answer == nil, resp.StatusCode == http.StatusNoContent:
+	case answer == nil, resp.StatusCode == http.StatusNoContent: // which says that there is nothing
 		return date, nil
 	}
 	if err := json.Unmarshal(b, answer); err != nil {

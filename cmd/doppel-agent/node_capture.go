@@ -81,5 +81,8 @@ func (h *head) stream(ctx context.Context, path string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := clone.WatchStream(c); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	return wire.Upgrade(ctx, c, u.Host, path)
 }

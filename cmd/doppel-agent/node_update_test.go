@@ -121,7 +121,7 @@ func newTestNode(t *testing.T) *testNode {
 			if filepath.Base(c.Args[0]) != "grub-mkconfig" {
 				return nil
 			}
-			return os.WriteFile(filepath.Join(c.Root, "boot/grub/grub.cfg"), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
+			return os.WriteFile(filepath.Join(c.Root, c.Args[2]), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
 		}},
 		disk: func() (string, error) { return "/dev/vda", nil },
 	}
@@ -294,14 +294,21 @@ func TestNodeDrift(t *testing.T) {
 	}
 }
 
-// A head that has no work answers nothing, which is an answer: the next question
-// is asked without a pause that grows.
-func TestNodeHasNothingToDo(t *testing.T) {
-	n := newTestNode(t)
+// A head that has nothing to do is no head that does not answer: the node does
+// not ask less and less often.
+func TestNodeIdle(t *testing.T) {
+	h := newTestHead(t, "127.0.0.1")
+	asked := 0
+	h.do = func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		w.WriteHeader(http.StatusNoContent)
+	}
+	hd, err := newHead(h.URL, h.ca, time.Now, func(format string, args ...any) { t.Errorf(format, args...) })
+	if err != nil {
+		t.Fatal(err)
+	}
 	var task clone.Task
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	if _, err := n.node.head.post(ctx, "/v1/task", clone.Idle{}, &task); err != nil || task != (clone.Task{}) {
-		t.Errorf("%+v, %v", task, err)
+	if _, err := hd.ask(t.Context(), "/v1/task", clone.Idle{}, &task); err != nil || asked != 1 || task != (clone.Task{}) {
+		t.Errorf("asked %d times: %+v, %v", asked, task, err)
 	}
 }

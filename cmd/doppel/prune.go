@@ -207,6 +207,12 @@ func installing(ctx context.Context, g *globals) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return readersAmong(nodes), nil
+}
+
+// readersAmong says which nodes read the store, or may begin to with what they
+// were told of it; empty: none.
+func readersAmong(nodes []cluster.Node) string {
 	var names []string
 	for _, n := range nodes {
 		if n.State == cluster.Armed || n.State == cluster.Installing || n.Update.Pending() && !n.Update.Begun.IsZero() {
@@ -215,11 +221,11 @@ func installing(ctx context.Context, g *globals) (string, error) {
 	}
 	switch {
 	case len(names) == 0:
-		return "", nil
+		return ""
 	case len(names) > 3:
-		return fmt.Sprintf("%d nodes that are or are to be installed, or are updated", len(names)), nil
+		return fmt.Sprintf("%d nodes that are or are to be installed, or are updated", len(names))
 	}
-	return strings.Join(names, ", ") + ", which is or is to be installed, or is updated", nil
+	return strings.Join(names, ", ") + ", which is or is to be installed, or is updated"
 }
 
 // completeImage completes names of images.

@@ -117,7 +117,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if len(d.loaders) == 0 {
 		return &hintError{errors.New("none of the configured iPXE loaders is there"), "install Debian's package ipxe, or correct [ipxe] in the configuration"}
 	}
-	if d.catalog, err = imaging.OpenCatalog(d.g.state, imaging.CatalogOptions{Log: d.log}); err != nil {
+	if d.catalog, err = d.openCatalog(); err != nil {
 		return err
 	}
 	if err := d.catalog.Create(ctx); err != nil {
@@ -145,6 +145,14 @@ func (d *daemon) open(ctx context.Context) error {
 		return errors.Join(err, d.cluster.Close())
 	}
 	return nil
+}
+
+// openCatalog opens the images. What nodes read is not deleted under them.
+func (d *daemon) openCatalog() (*imaging.Catalog, error) {
+	return imaging.OpenCatalog(d.g.state, imaging.CatalogOptions{
+		Log:     d.log,
+		Readers: func(context.Context) (string, error) { return readersAmong(d.cluster.Nodes()), nil },
+	})
 }
 
 func rivalsText(rivals []dhcpd.Rival) string {

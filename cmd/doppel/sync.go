@@ -269,8 +269,8 @@ func roundText(r cluster.Round) string {
 		return fmt.Sprintf("nothing had changed since %s (%s sent, %s)", r.Version, bytesText(r.Sent), took) + rescanText(r)
 	}
 	text := fmt.Sprintf("new version %s (%s read, %s sent, %s stored, %s)", r.Version, bytesText(r.Read), bytesText(r.Sent), bytesText(r.Added), took)
-	if r.Unstable > 0 {
-		text += fmt.Sprintf("; %s never held still", counted(r.Unstable, "file"))
+	if still := r.StillText(); still != "" {
+		text += "; " + still
 	}
 	return text + rescanText(r)
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -144,7 +145,8 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	case report != nil:
 		r.Version, r.Unchanged = fmt.Sprintf("%s@%d", report.Image, report.Version), report.Unchanged
 		r.Read, r.Sent, r.Added, r.Unstable = report.BytesRead, report.BytesSent, report.BytesAdded, len(report.Unstable)
-		r.Watched, r.Rescan, r.Missed = report.Watched, report.Rescan, strings.Join(report.Missed, ", ")
+		r.Watched, r.Rescan, r.Missed = report.Watched, report.Rescan, someOf(report.Missed)
+		r.Restless = someOf(report.Unstable)
 		if err != nil {
 			s.log.Warn("after the capture", "image", o.Image, "error", err)
 		}
@@ -164,11 +166,28 @@ func (s *syncer) round(ctx context.Context, o *oneSync, wanted bool) {
 	}
 	if r.Failed == "" && !r.Unchanged {
 		s.log.Info("a new version", "image", r.Version, "read", r.Read, "sent", r.Sent, "added", r.Added)
+		if r.Unstable > 0 {
+			s.log.Warn("files never held still", "image", r.Version, "files", r.Restless)
+		}
 		if !o.stays() || r.Ended.Sub(o.pruned) >= pruneEvery {
 			o.pruned = r.Ended
 			s.prune(ctx, o)
 		}
 	}
+}
+
+// someOf lists paths in words: a few of them, and how many more there are.
+func someOf(paths []string) string {
+	const few = 5
+	var names []string
+	for _, p := range paths[:min(few, len(paths))] {
+		names = append(names, strconv.Quote(p))
+	}
+	text := strings.Join(names, ", ")
+	if more := len(paths) - len(names); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // capture is one capture of the source, which is read anew if that is due.

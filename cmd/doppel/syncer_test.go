@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"doppel/cluster"
-	"doppel/imaging"
 	"doppel/web"
 )
 
@@ -39,7 +38,7 @@ func newTestSyncer(t *testing.T, more string) *testSyncer {
 	state := t.TempDir()
 	d := &daemon{g: &globals{state: state}, config: config, log: slog.New(slog.NewTextHandler(&ts.log, nil))}
 	var err error
-	if d.catalog, err = imaging.OpenCatalog(state, imaging.CatalogOptions{}); err != nil {
+	if d.catalog, err = d.openCatalog(); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.catalog.Create(t.Context()); err != nil {

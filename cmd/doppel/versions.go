@@ -56,6 +56,11 @@ func (i *images) current(v web.Version) bool {
 }
 
 func (i *images) read(ctx context.Context, key imageFor) (web.Version, error) {
+	release, err := i.catalog.Reading(ctx)
+	if err != nil {
+		return web.Version{}, err
+	}
+	defer release()
 	v, err := i.catalog.Resolve(ctx, key.digest)
 	if err != nil {
 		return web.Version{}, &cluster.RefusedError{What: err.Error(), Hint: "capture it again, or deploy another version"}

@@ -12,9 +12,10 @@ type side struct {
 	title   string // as a table gives it
 	prepare string // what is run before, and not measured
 	script  string
-	synced  string // a directory on the file system that is to be synced
-	stored  string // what the script writes to
-	before  string // what that was before
+	do      func(ctx context.Context) (measured, error) // instead of script, which then only tells what it does
+	synced  string                                      // a directory on the file system that is to be synced
+	stored  string                                      // what the script writes to
+	before  string                                      // what that was before
 }
 
 // figure is what is measured of each round. Its row beside the first peer has
@@ -103,7 +104,13 @@ func (b *bench) once(ctx context.Context, s side) (measured, error) {
 	if err := b.must(ctx, "sync"); err != nil { // what came before is not to be paid for here
 		return measured{}, err
 	}
-	m, err := b.run(ctx, s.script, s.synced)
+	var m measured
+	var err error
+	if s.do != nil {
+		m, err = s.do(ctx)
+	} else {
+		m, err = b.run(ctx, s.script, s.synced)
+	}
 	b.peak[s.name] = max(b.peak[s.name], m.peak)
 	return m, err
 }

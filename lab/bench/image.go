@@ -150,6 +150,13 @@ func (b *bench) first(ctx context.Context) error {
 		peers = append(peers, side{name: a.name, title: a.title, prepare: a.init, script: a.create("first"), stored: a.repository})
 	}
 	b.say("first capture")
+	if !b.wants("capture-first-time", "capture-first-size", "capture-unchanged-time", "restore-time", "apply-unchanged-time", "verify-speed", "upgrade-time", "upgrade-sent", "upgrade-added") {
+		// What comes next needs doppel's alone.
+		if err := b.must(ctx, own.prepare+"\n"+own.script); err != nil {
+			return err
+		}
+		return b.must(ctx, fmt.Sprintf("rm -rf %s && %s", quote(b.dir("copy")), b.copied(state, b.dir("state.first"))))
+	}
 	err := b.compare(ctx, own, peers,
 		figure{name: "capture-first-time", unit: "s", goal: goal{figure: "ratio", most: 0.75}, of: seconds},
 		figure{name: "capture-first-size", unit: "MB", goal: goal{figure: "ratio", most: 1}, of: func(p side, _, _ measured) ([2]float64, error) {
@@ -332,47 +339,13 @@ func (b *bench) upgrade(ctx context.Context) error {
 		}})
 }
 
-// resync is a capture and the restore of what it came to into a tree that was
-// equal to the version before, beside one rsync from the head to such a tree:
-// when nothing has changed, and after an upgrade. Both count until all is on
-// the disk.
-func (b *bench) resync(ctx context.Context) error {
-	if !b.wants("sync-unchanged-time", "sync-upgrade-time") {
-		return nil
-	}
-	state, standby, copied := b.dir("state"), b.dir("standby"), b.dir("copy")
-	restore := b.command(state, "image restore head "+quote(standby)+" --delete --yes")
-	own := side{name: "doppel", script: b.capture(state, "") + " && " + restore, synced: standby}
-	peer := side{name: "rsync", title: "rsync -aHAX --delete, synced", script: b.rsync(copied), synced: copied}
-	// Both trees are equal to the first version before each round.
-	if err := b.useTree(ctx, 1); err != nil {
-		return err
-	}
-	before := b.dir("copy.base")
-	own.prepare = b.copied(b.dir("state.first"), state) + " && " + restore
-	peer.prepare = fmt.Sprintf("mkdir -p %[2]s && rsync -aHAX --delete %[1]s/ %[2]s/", quote(before), quote(copied))
-	if err := b.must(ctx, fmt.Sprintf("mkdir -p %s && %s", quote(before), b.rsync(before))); err != nil {
-		return err
-	}
-	b.say("capture and restore, nothing changed")
-	err := b.compare(ctx, own, []side{peer}, figure{name: "sync-unchanged-time", unit: "s", goal: goal{figure: "ratio", most: 0.7}, of: seconds})
-	if err != nil {
-		return err
-	}
-	if err := b.useTree(ctx, 2); err != nil {
-		return err
-	}
-	b.say("capture and restore after an upgrade")
-	return b.compare(ctx, own, []side{peer}, figure{name: "sync-upgrade-time", unit: "s", goal: goal{figure: "ratio", most: 0.5}, of: seconds})
-}
-
 // changed is how many MB the changed files are when they are compressed, with
 // those parts of the two large ones that changed.
 func (b *bench) changed(ctx context.Context, base string) (float64, error) {
 	out := b.dir("changed.zst")
 	err := b.must(ctx, fmt.Sprintf(`cd %s
-rsync -aHAXn --out-format=%%n --exclude=/srv/data/db.bin --exclude=/usr/local/bin/link* --exclude=/var/log/app/app.log ./ %s/ | grep -v '/$' >%s || true
-{ tar -cf - --no-recursion -T %s; tail -c %d var/log/app/app.log; } | zstd -q -3 -f -o %s`,
+rsync -aHAXn --out-format=%%n --exclude=/srv/data/db.bin --exclude=/usr/local/bin/link* --exclude=/srv/log/app.log ./ %s/ | grep -v '/$' >%s || true
+{ tar -cf - --no-recursion -T %s; tail -c %d srv/log/app.log; } | zstd -q -3 -f -o %s`,
 		quote(b.tree), quote(base), quote(out+".list"), quote(out+".list"), b.sizes().appended, quote(out)))
 	if err != nil {
 		return 0, err

@@ -57,7 +57,7 @@ var table = []string{
 	"restore-time", "restore-time-restic", "restore-time-borg", "restore-time-casync", "apply-unchanged-time", "verify-speed",
 	"upgrade-time", "upgrade-sent", "upgrade-added",
 	"upgrade-time-restic", "upgrade-added-restic", "upgrade-time-borg", "upgrade-added-borg", "upgrade-time-casync", "upgrade-added-casync",
-	"sync-unchanged-time", "sync-upgrade-time",
+	"sync-unchanged-time", "sync-upgrade-time", "sync-upgrade-sent",
 	"peak-memory", "peak-memory-restic", "peak-memory-borg", "peak-memory-casync", "peak-memory-million",
 }
 

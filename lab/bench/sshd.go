@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"doppel/lab"
 )
 
 // startSSHD starts an sshd on the loopback interface that lets root in with a
@@ -63,7 +65,37 @@ C`, quote(dir), b.port, b.port, b.port))
 		return fmt.Errorf("openssh-server is not installed: %w", err)
 	}
 	cmd := exec.Command(sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
-	log, err := os.Create(filepath.Join(dir, "sshd.log"))
+	if err := b.runSSHD(cmd, "sshd.log"); err != nil {
+		return err
+	}
+	return b.awaitSSHD(ctx)
+}
+
+// serveSSH starts the same sshd in the network of a host, too, and waits until it
+// listens there.
+func (b *bench) serveSSH(ctx context.Context, h *lab.Host) error {
+	cmd := exec.Command("nsenter", "--net=/run/netns/"+h.Namespace(), "/usr/sbin/sshd", "-D", "-e", "-f", filepath.Join(b.work, "ssh", "sshd_config"))
+	if err := b.runSSHD(cmd, "sshd.sync.log"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		err := h.Command(ctx, "bash", "-c", fmt.Sprintf("exec 3<>/dev/tcp/127.0.0.1/%d", b.port)).Run()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("sshd does not listen: %w; see %s", err, filepath.Join(b.work, "ssh", "sshd.sync.log"))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// runSSHD runs an sshd until the bench ends.
+func (b *bench) runSSHD(cmd *exec.Cmd, said string) error {
+	log, err := os.Create(filepath.Join(b.work, "ssh", said))
 	if err != nil {
 		return err
 	}
@@ -78,7 +110,7 @@ C`, quote(dir), b.port, b.port, b.port))
 		_ = cmd.Wait() // it ends by the signal
 		return err
 	})
-	return b.awaitSSHD(ctx)
+	return nil
 }
 
 // awaitSSHD waits until sshd lets root in.

@@ -64,7 +64,7 @@ func (b *bench) makeTrees(ctx context.Context) error {
 	return os.Rename(partial, after)
 }
 
-func (b *bench) image(n int) string { return filepath.Join(b.work, fmt.Sprintf("live%d.img", n)) }
+func (b *bench) image(n int) string { return filepath.Join(b.work, fmt.Sprintf("head%d.img", n)) }
 
 func (b *bench) makeImage(ctx context.Context, path string, fill func() error) error {
 	err := b.must(ctx, fmt.Sprintf("rm -f %s; truncate -s %d %s; mkfs.ext4 -q -F -E lazy_itable_init=0 %s", quote(path), b.sizes().disk, quote(path), quote(path)))
@@ -122,7 +122,7 @@ func (b *bench) fillTree(ctx context.Context) error {
 	if err := writeFile(b.at("srv/data/db.bin"), b.sizes().database, database()); err != nil {
 		return err
 	}
-	if err := writeFile(b.at("var/log/app/app.log"), b.sizes().log, logLines(1)); err != nil {
+	if err := writeFile(b.at("srv/log/app.log"), b.sizes().log, logLines(1)); err != nil {
 		return err
 	}
 	return b.must(ctx, fmt.Sprintf(`cd %s
@@ -131,7 +131,10 @@ head -c 4M srv/data/db.bin | dd of=var/lib/sparse.img bs=1M seek=30 conv=notrunc
 setfattr -n user.note -v test etc/hostname
 setfacl -m u:1000:r etc/hostname
 mkdir -p usr/local/bin
-for i in 1 2 3 4 5; do ln srv/data/db.bin usr/local/bin/link$i; done`, quote(b.tree)))
+for i in 1 2 3 4 5; do ln srv/data/db.bin usr/local/bin/link$i; done
+# What an image of a machine that starts by GRUB has, and is not run here.
+mkdir -p usr/sbin etc
+[ -e usr/sbin/grub-install ] || printf '#!/bin/sh\n' >usr/sbin/grub-install`, quote(b.tree)))
 }
 
 func (b *bench) at(path string) string { return filepath.Join(b.tree, path) }
@@ -144,7 +147,9 @@ func (b *bench) fillSmall() error {
 			return err
 		}
 	}
-	for _, name := range []string{"etc/hostname", "var/lib/state"} {
+	// These are what an image of a machine that starts has.
+	for _, name := range []string{"etc/hostname", "var/lib/state", "etc/os-release", "boot/vmlinuz-6.1.0-1-amd64", "boot/initrd.img-6.1.0-1-amd64", "usr/lib/modules/6.1.0-1-amd64/modules.dep",
+		"usr/sbin/grub-mkconfig", "usr/lib/grub/i386-pc/kernel.img", "usr/lib/grub/i386-pc/moddep.lst", "usr/lib/grub/i386-pc/normal.mod", "usr/lib/grub/i386-pc/boot.img"} {
 		if err := writeFile(b.at(name), 10, lines); err != nil {
 			return err
 		}
@@ -164,7 +169,7 @@ func (b *bench) upgradeTree(ctx context.Context) error {
 	} else if err := b.installPackages(ctx); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(b.at("var/log/app/app.log"), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(b.at("srv/log/app.log"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
