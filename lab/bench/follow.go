@@ -15,17 +15,73 @@ import (
 	"doppel/lab"
 )
 
+// served is a doppel serve in a network of its own, with an sshd that reaches
+// the head's tree.
+type served struct {
+	b      *bench
+	lab    *lab.Lab
+	host   *lab.Host
+	rig    *lab.Rig
+	daemon *lab.Daemon
+}
+
+// newServed makes the network and the configuration: a [[sync]] of the head's
+// tree, with more keys. The daemon is not started.
+func (b *bench) newServed(ctx context.Context, state, more string) (s *served, err error) {
+	s = &served{b: b}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.lab, err = lab.New(ctx, b.dir("lab")); err != nil {
+		return s, err
+	}
+	if s.host, err = s.lab.Host(ctx, "server", followServer, nil); err != nil {
+		return s, err
+	}
+	s.rig = &lab.Rig{Lab: s.lab, Server: s.host, Bin: b.o.Bin, Out: io.Discard, State: state, Config: filepath.Join(s.lab.Dir, "doppel.toml"), Home: filepath.Join(b.work, "ssh")}
+	// In the mount namespace of this process, where the head's tree changes.
+	if err := b.serveSSH(ctx, s.host); err != nil {
+		return s, err
+	}
+	if _, err := s.doppel(ctx, "init", "--interface", "eth0"); err != nil {
+		return s, err
+	}
+	config, err := os.OpenFile(s.rig.Config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return s, err
+	}
+	_, err = fmt.Fprintf(config, "[[sync]]\nimage = \"head\"\nsource = \"root@127.0.0.1:%d\"\nroot = %q\nidentity = %q\nknown_hosts = %q\n%s\n",
+		b.port, b.tree, filepath.Join(b.work, "ssh", "id"), filepath.Join(b.work, "ssh", "known"), more)
+	return s, errors.Join(err, config.Close())
+}
+
+// doppel runs a command that talks to the daemon.
+func (s *served) doppel(ctx context.Context, args ...string) (string, error) {
+	out, err := s.rig.Doppel(ctx, args...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("doppel %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+func (s *served) close() error {
+	if s.daemon != nil {
+		s.daemon.Kill()
+	}
+	if s.lab == nil {
+		return nil
+	}
+	return s.lab.Close()
+}
+
 // following is a daemon that keeps a standby equal to the head: a real doppel
 // serve with a [[sync]], and a real doppel-agent node whose / is a copy of the
-// head's tree. Both are in a network of their own, on this machine, with an sshd
-// that reaches the head's tree.
+// head's tree. Both are in a network of their own, on this machine.
 type following struct {
-	b       *bench
-	lab     *lab.Lab
-	host    *lab.Host
-	rig     *lab.Rig
+	*served
 	standby *lab.Double
-	daemon  *lab.Daemon
 	disk    string // where the file system of both copies is mounted
 	base    string // the daemon's state when the standby is equal to the first version
 }
@@ -49,7 +105,15 @@ func (b *bench) resync(ctx context.Context) (err error) {
 	if err := b.useTree(ctx, 1); err != nil {
 		return err
 	}
-	f := &following{b: b, disk: b.dir("copies"), base: b.dir("state.following")}
+	if err := b.must(ctx, b.copied(b.dir("state.first"), b.dir("state"))); err != nil {
+		return err
+	}
+	f := &following{disk: b.dir("copies"), base: b.dir("state.following")}
+	// No round begins by itself while something is measured.
+	f.served, err = b.newServed(ctx, b.dir("state"), fmt.Sprintf("nodes = [\"standby\"]\ninterval = \"1m\"\nwindows = [\"%s 03:00-03:01\"]", time.Now().AddDate(0, 0, 3).Format("Mon")))
+	if err != nil {
+		return err
+	}
 	defer func() { err = errors.Join(err, f.close()) }()
 	if err := f.open(ctx); err != nil {
 		return err
@@ -96,33 +160,6 @@ mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 %[2]s; mount -o loop,n
 	if err != nil {
 		return err
 	}
-	if f.lab, err = lab.New(ctx, b.dir("lab")); err != nil {
-		return err
-	}
-	if f.host, err = f.lab.Host(ctx, "server", followServer, nil); err != nil {
-		return err
-	}
-	f.rig = &lab.Rig{Lab: f.lab, Server: f.host, Bin: b.o.Bin, Out: io.Discard, State: b.dir("state"), Config: filepath.Join(f.lab.Dir, "doppel.toml"), Home: filepath.Join(b.work, "ssh")}
-	// In the mount namespace of this process, where the head's tree changes.
-	if err := b.serveSSH(ctx, f.host); err != nil {
-		return err
-	}
-	if err := b.must(ctx, b.copied(b.dir("state.first"), f.rig.State)); err != nil {
-		return err
-	}
-	if out, err := f.rig.Doppel(ctx, "init", "--interface", "eth0").CombinedOutput(); err != nil {
-		return fmt.Errorf("doppel init: %w: %s", err, out)
-	}
-	config, err := os.OpenFile(f.rig.Config, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	// No round begins by itself while something is measured.
-	_, err = fmt.Fprintf(config, "[[sync]]\nimage = \"head\"\nsource = \"root@127.0.0.1:%d\"\nroot = %q\nidentity = %q\nknown_hosts = %q\nnodes = [\"standby\"]\ninterval = \"1m\"\nwindows = [\"%s 03:00-03:01\"]\n",
-		b.port, b.tree, filepath.Join(b.work, "ssh", "id"), filepath.Join(b.work, "ssh", "known"), time.Now().AddDate(0, 0, 3).Format("Mon"))
-	if err := errors.Join(err, config.Close()); err != nil {
-		return err
-	}
 	if f.daemon, err = f.rig.StartDaemon(ctx); err != nil {
 		return err
 	}
@@ -151,20 +188,7 @@ func (f *following) stop() {
 
 func (f *following) close() error {
 	f.stop()
-	var err error
-	if f.lab != nil {
-		err = f.lab.Close()
-	}
-	return errors.Join(err, f.b.must(context.Background(), fmt.Sprintf("! mountpoint -q %[1]s || umount %[1]s; rm -f %[2]s", quote(f.disk), quote(f.b.dir("copies.img")))))
-}
-
-// doppel runs a command that talks to the daemon.
-func (f *following) doppel(ctx context.Context, args ...string) (string, error) {
-	out, err := f.rig.Doppel(ctx, args...).CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("doppel %s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return string(out), err
+	return errors.Join(f.served.close(), f.b.must(context.Background(), fmt.Sprintf("! mountpoint -q %[1]s || umount %[1]s; rm -f %[2]s", quote(f.disk), quote(f.b.dir("copies.img")))))
 }
 
 // round measures one round, of a tree, with a standby that is equal to the

@@ -371,9 +371,10 @@ func (b *bench) memory(context.Context) error {
 	return nil
 }
 
-// million is the memory that a tree of a million entries takes.
+// million is what a tree of a million entries takes: memory, and what it costs to
+// watch it.
 func (b *bench) million(ctx context.Context) error {
-	if !b.wants("peak-memory-million") {
+	if !b.wants("peak-memory-million", "watch-quiet-time", "watch-change-time", "watch-idle-cpu", "watch-peak-memory") {
 		return nil
 	}
 	entries, room := 1_000_000, int64(8<<30)
@@ -404,9 +405,25 @@ func (b *bench) million(ctx context.Context) error {
 		return err
 	}
 	state, copied := b.dir("state.million"), b.dir("copy.million")
-	if err := b.must(ctx, fmt.Sprintf("rm -rf %s %s", quote(state), quote(copied))); err != nil {
+	clean := fmt.Sprintf("rm -rf %s %s", quote(state), quote(copied))
+	if err := b.must(ctx, clean); err != nil {
 		return err
 	}
+	if b.wants("peak-memory-million") {
+		if err := b.millionMemory(ctx, state, copied); err != nil {
+			return err
+		}
+	}
+	if b.wants("watch-quiet-time", "watch-change-time", "watch-idle-cpu", "watch-peak-memory") {
+		if err := b.watched(ctx, state, copied); err != nil {
+			return err
+		}
+	}
+	return b.must(ctx, clean)
+}
+
+// millionMemory is the memory that a tree of a million entries takes.
+func (b *bench) millionMemory(ctx context.Context, state, copied string) error {
 	restore := b.command(state, "image restore head "+quote(copied)+" --delete --yes")
 	r := Row{Name: "peak-memory-million", Unit: "MiB", PeerName: "rsync", PeerCommand: b.rsync(copied)}
 	var own float64
@@ -431,7 +448,7 @@ func (b *bench) million(ctx context.Context) error {
 	}
 	r.Samples = [][2]float64{{own, m.peak}}
 	b.row(r, goal{figure: "doppel", most: 400})
-	return b.must(ctx, fmt.Sprintf("rm -rf %s %s", quote(state), quote(copied)))
+	return nil
 }
 
 // fillMillion makes many small files, a hundred to a directory, of which some

@@ -59,6 +59,7 @@ var table = []string{
 	"upgrade-time-restic", "upgrade-added-restic", "upgrade-time-borg", "upgrade-added-borg", "upgrade-time-casync", "upgrade-added-casync",
 	"sync-unchanged-time", "sync-upgrade-time", "sync-upgrade-sent",
 	"peak-memory", "peak-memory-restic", "peak-memory-borg", "peak-memory-casync", "peak-memory-million",
+	"watch-quiet-time", "watch-idle-cpu", "watch-change-time", "watch-peak-memory",
 }
 
 // run is one run of doppel-lab bench image, on the small tree.
