@@ -96,7 +96,7 @@ var (
 // rsync from the head to a copy of its tree. Both count until all is on the
 // disk, and begin with a copy that is equal to the tree before. The daemon's
 // connection to the head stands, as it does when rounds are a minute apart or
-// less. What is a standby's own (clone.Identity) stays as it is; rsync's copy is
+// less; for the upgrade, the head is watched, too. What is a standby's own (clone.Identity) stays as it is; rsync's copy is
 // given all.
 func (b *bench) resync(ctx context.Context) (err error) {
 	if !b.wants("sync-unchanged-time", "sync-upgrade-time", "sync-upgrade-sent") {
@@ -128,13 +128,19 @@ func (b *bench) resync(ctx context.Context) (err error) {
 		figures []figure
 	}{
 		{"a round of a sync, nothing changed", 1, []figure{{name: "sync-unchanged-time", unit: "s", goal: goal{figure: "ratio", most: 0.7}, of: seconds}}},
-		{"a round of a sync after an upgrade", 2, []figure{
+		{"a round of a sync after an upgrade, of a head that is watched", 2, []figure{
 			{name: "sync-upgrade-time", unit: "s", goal: goal{figure: "ratio", most: 0.5}, of: seconds},
 			{name: "sync-upgrade-sent", unit: "MB", goal: goal{figure: "ratio", most: 1}, of: func(_ side, own, peer measured) ([2]float64, error) {
 				return [2]float64{own.wire, peer.wire}, nil
 			}},
 		}},
 	} {
+		if c.tree == 2 {
+			if err := f.watch(); err != nil {
+				return err
+			}
+			own.script = "doppel sync now, of a head that is watched, until the standby has become the version"
+		}
 		own.do = func(ctx context.Context) (measured, error) { return f.round(ctx, c.tree) }
 		peer.do = func(ctx context.Context) (measured, error) {
 			if err := errors.Join(b.must(ctx, equal), b.useTree(ctx, c.tree), b.must(ctx, "sync")); err != nil {
@@ -177,6 +183,25 @@ mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 %[2]s; mount -o loop,n
 	return b.must(ctx, b.copied(f.rig.State, f.base))
 }
 
+// watch has the head watched from the next start of the daemon on.
+func (f *following) watch() error {
+	config, err := os.OpenFile(f.rig.Config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(config, "watch = true\nrescan_every = \"24h\"\nkeep_last = 100\n")
+	return errors.Join(err, config.Close())
+}
+
+// upgrade makes the mounted tree, a copy of the first one, the second one, in
+// place.
+func (f *following) upgrade(ctx context.Context) error {
+	after := f.b.dir("after")
+	return f.b.must(ctx, fmt.Sprintf(`mkdir -p %[1]s; mount -o loop,ro,noatime %[2]s %[1]s
+status=0; rsync -aHAX --delete --inplace --no-whole-file %[1]s/head/ %[3]s/ || status=$?
+umount %[1]s; sync; exit $status`, quote(after), quote(f.b.image(2)), quote(f.b.tree)))
+}
+
 func (f *following) stop() {
 	if f.standby != nil {
 		f.standby.Kill()
@@ -188,7 +213,7 @@ func (f *following) stop() {
 
 func (f *following) close() error {
 	f.stop()
-	return errors.Join(f.served.close(), f.b.must(context.Background(), fmt.Sprintf("! mountpoint -q %[1]s || umount %[1]s; rm -f %[2]s", quote(f.disk), quote(f.b.dir("copies.img")))))
+	return errors.Join(f.served.close(), f.b.must(context.Background(), fmt.Sprintf("! mountpoint -q %[1]s || umount %[1]s; rm -f %[2]s %[3]s", quote(f.disk), quote(f.b.dir("copies.img")), quote(f.b.dir("changing.img")))))
 }
 
 // round measures one round, of a tree, with a standby that is equal to the
@@ -198,7 +223,11 @@ func (f *following) round(ctx context.Context, tree int) (m measured, err error)
 	f.stop()
 	// What an install has put there stays.
 	equal := fmt.Sprintf("rsync -aHAX --delete --exclude=/etc/doppel --exclude=/usr/lib/doppel %s/ %s/", quote(b.dir("copy.base")), quote(f.standby.Root))
-	if err := errors.Join(b.useTree(ctx, 1), b.must(ctx, b.copied(f.base, f.rig.State)), b.must(ctx, equal)); err != nil {
+	begin := func() error { return b.useTree(ctx, 1) }
+	if tree == 2 {
+		begin = func() error { return b.useCopy(ctx) }
+	}
+	if err := errors.Join(begin(), b.must(ctx, b.copied(f.base, f.rig.State)), b.must(ctx, equal)); err != nil {
 		return m, err
 	}
 	peak := watchPeak(ctx)
@@ -215,8 +244,10 @@ func (f *following) round(ctx context.Context, tree int) (m measured, err error)
 	if out, err := f.doppel(ctx, "sync", "now"); err != nil || !strings.Contains(out, "nothing had changed") {
 		return m, fmt.Errorf("before anything has changed: %s: %w", out, err)
 	}
-	if err := errors.Join(b.useTree(ctx, tree), b.must(ctx, "sync")); err != nil {
-		return m, err
+	if tree == 2 {
+		if err := f.upgrade(ctx); err != nil {
+			return m, err
+		}
 	}
 	from := f.standby.Console.Len()
 	before, err := f.wire(ctx)
@@ -228,7 +259,7 @@ func (f *following) round(ctx context.Context, tree int) (m measured, err error)
 	if err != nil {
 		return m, err
 	}
-	if new := strings.Contains(out, "new version"); new != (tree == 2) {
+	if new := strings.Contains(out, "new version"); new != (tree == 2) || strings.Contains(out, "everything was looked at") {
 		return m, fmt.Errorf("a round of tree %d came to: %s", tree, out)
 	}
 	if tree == 2 {

@@ -105,6 +105,20 @@ func (b *bench) useTree(ctx context.Context, n int) error {
 	return b.must(ctx, "tar -C "+quote(b.tree)+" -cf - . | cat >/dev/null")
 }
 
+// useCopy mounts a copy of the tree before the upgrade, which is to be changed, and
+// reads it all once.
+func (b *bench) useCopy(ctx context.Context) error {
+	b.mounted = 0
+	path := b.dir("changing.img")
+	if err := b.must(ctx, fmt.Sprintf("! mountpoint -q %[1]s || umount %[1]s; cp --sparse=always %[2]s %[3]s", quote(b.live), quote(b.image(1)), quote(path))); err != nil {
+		return err
+	}
+	if err := b.mountImage(ctx, path); err != nil {
+		return err
+	}
+	return b.must(ctx, "tar -C "+quote(b.tree)+" -cf - . | cat >/dev/null")
+}
+
 func (b *bench) fillTree(ctx context.Context) error {
 	var err error
 	if b.o.Small {

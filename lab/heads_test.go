@@ -20,53 +20,53 @@ import (
 //go:embed testdata/change-head.sh
 var changeHeadScript string
 
-const standbyAddr = "10.77.0.12"
+const (
+	primaryAddr = "10.77.0.11"
+	standbyAddr = "10.77.0.12"
+)
 
-// TestResync installs a standby head by PXE, changes the primary (kernel,
-// packages, users, a large file, deletions, a renamed tree), and has the
-// standby follow while it runs: it then is the primary but for its identity,
-// starts with the new kernel, and comes back to the version before when it is
-// told to.
-func TestResync(t *testing.T) {
-	b := newBenchWith(t, 40*time.Minute, `
+// enlisted are the files that make a machine a node.
+const enlisted = "/usr/lib/doppel /etc/doppel /etc/systemd/system/doppel-agent.service /etc/systemd/system/multi-user.target.wants/doppel-agent.service"
+
+// TestHeads has two heads in two machines. The standby is installed by PXE; the
+// primary, which no doppel knows, is enlisted over SSH and watched. The primary is
+// changed (kernel, packages, users, a large file, deletions, a renamed tree), and
+// the standby follows while it runs, is the primary then but for its identity, and
+// starts with the new kernel. After a failover the standby is the active one: its
+// changes flow back to the old primary, where what was changed on both stays until
+// it is decided. Back again, the standby returns to its first version, and starts
+// with the old kernel.
+func TestHeads(t *testing.T) {
+	b := newBenchWith(t, 60*time.Minute, `
 [[sync]]
 image = "head"
-source = "root@head"
-nodes = ["@head"]
+between = ["primary", "standby"]
 interval = "6h"
+watch = true
+rescan_every = "24h"
+keep_last = 100
 keep = ["srv/own/**"]
 `)
-	head := func(line string) {
-		t.Helper()
-		if out, err := exec.CommandContext(b.ctx, "sh", "-euc", line, "sh", b.Head.Tree).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v\n%s", line, err, out)
-		}
-	}
-	m, err := b.Machine(b.ctx, MachineOptions{Name: "standby", Firmware: BIOS})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Start(b.ctx); err != nil {
-		t.Fatal(err)
-	}
-	b.doppel("collect", "--for", "15m", "--count", "1")
-	b.doppel("node", "add", "standby", "--ip", standbyAddr, "--role", "head")
-	b.doppel("assign", m.MAC, "standby")
-	b.doppel("deploy", "standby", "--image", "head@latest", "--watch", "--yes")
+	primary := b.machine(MachineOptions{Name: "primary", Firmware: BIOS}, primaryAddr)
+	standby := b.machine(MachineOptions{Name: "standby", Firmware: BIOS}, standbyAddr)
+	b.doppel("node", "set", "primary", "--role", "head")
+	b.doppel("node", "set", "standby", "--role", "head")
+	b.doppel("deploy", "primary", "standby", "--image", "head@1", "--watch", "--yes")
 	first := b.node("standby").Runs
-	b.doppel("sync", "status")
+	before := b.enlistPrimary()
 
 	own := "hostname; cat /etc/machine-id; sha256sum /etc/ssh/ssh_host_*_key; cat /etc/fstab /etc/network/interfaces; cat /etc/doppel/node/node.key"
 	identity := b.ssh(standbyAddr, own)
 	b.ssh(standbyAddr, "mkdir -p /srv/own && echo mine >/srv/own/file && echo drift >>/etc/motd && rm -f /usr/bin/less")
 	oldKernel := strings.TrimSpace(b.ssh(standbyAddr, "sed 's/.*BOOT_IMAGE=\\([^ ]*\\).*/\\1/' /proc/cmdline"))
 
-	head(changeHeadScript)
+	// A day's work on the primary.
 	b.doppel("sync", "now")
-	b.awaitVersion("standby")
-	b.doppel("sync", "status")
-	if b.node("standby").Runs == first {
-		t.Fatalf("the standby still runs %s", first)
+	b.script(primaryAddr, changeHeadScript+"update-grub\n", "/")
+	b.doppel("sync", "now")
+	b.awaitLatest("standby")
+	if out := b.doppel("sync", "status"); strings.Contains(out, "everything was looked at") || !strings.Contains(out, "watched") {
+		t.Errorf("the primary is not watched: %s", out)
 	}
 	if now := b.ssh(standbyAddr, own); now != identity {
 		t.Errorf("the standby was\n%s\nand is\n%s", identity, now)
@@ -84,23 +84,116 @@ keep = ["srv/own/**"]
 	b.doppel("sync", "drift", "standby", "--revert", "/etc/motd", "--revert", "/opt/trial", "--revert", "usr/share/doppel-test", "--yes")
 	b.drift("standby", "")
 
-	b.reboot(m, standbyAddr)
+	b.reboot(standby, standbyAddr)
 	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline"); !strings.Contains(cmdline, "vmlinuz-6.1.0-99-cloud-amd64") {
 		t.Errorf("the standby was started with %s", cmdline)
 	}
+	b.failover(primary)
 
-	// And back, while it runs, without erasing anything.
+	// The standby back to what it was, while it runs, without erasing anything.
 	b.doppel("deploy", "standby", "--image", first, "--in-place", "--watch", "--yes")
-	b.doppel("sync", "status")
-	b.reboot(m, standbyAddr)
+	b.reboot(standby, standbyAddr)
 	if cmdline := b.ssh(standbyAddr, "cat /proc/cmdline; ls /boot/vmlinuz-*; ! id alice"); !strings.Contains(cmdline, oldKernel+" ") || strings.Contains(cmdline, "6.1.0-99") {
 		t.Errorf("after the rollback the standby was started with %s, not %s", cmdline, oldKernel)
 	}
-	b.off(m, standbyAddr)
-	b.compareAs(m, first, "head", "srv/own")
-	b.rsyncAs(m, first, "head", "srv/own")
+	b.off(standby, standbyAddr)
+	b.compareAs(standby, first, "head", "srv/own")
+	b.rsyncAs(standby, first, "head", "srv/own")
 	if n := b.node("standby"); n.Runs != first {
 		t.Errorf("the standby is said to run %s, not %s", n.Runs, first)
+	}
+
+	b.doppel("node", "enlist", "root@"+primaryAddr, "--undo")
+	if out := b.ssh(primaryAddr, "ls -d "+enlisted+" 2>/dev/null; systemctl is-active doppel-agent; true"); out != "inactive\n" {
+		t.Errorf("an enlistment that is taken back leaves %q", out)
+	}
+	if after := b.ssh(primaryAddr, listSystem); after != before {
+		t.Errorf("in /etc and /usr/lib it leaves\n%s\nthere was\n%s", after, before)
+	}
+}
+
+// listSystem lists where an enlistment puts files.
+const listSystem = "find /etc/systemd/system /usr/lib -maxdepth 1 | sort"
+
+// enlistPrimary makes the primary a machine like any other, and then a node.
+func (b *bench) enlistPrimary() (before string) {
+	b.t.Helper()
+	b.ssh(primaryAddr, "systemctl disable --now doppel-agent.service; rm -rf "+enlisted+"; systemctl daemon-reload")
+	b.doppel("node", "rm", "primary", "--yes")
+	before = b.ssh(primaryAddr, listSystem)
+	b.doppel("capture", "root@"+primaryAddr, "--name", "head", "--accept-new")
+	b.doppel("node", "enlist", "root@"+primaryAddr, "--name", "primary")
+	if n := b.node("primary"); n.State != "Installed" || n.Runs != "head@2" {
+		b.t.Fatalf("%+v", n)
+	}
+	if out := b.ssh(primaryAddr, "systemctl is-active doppel-agent; systemctl is-enabled doppel-agent"); out != "active\nenabled\n" {
+		b.t.Errorf("its unit is %q", out)
+	}
+	return before
+}
+
+// failover makes the standby the active head and then the primary again, with
+// changes on both.
+func (b *bench) failover(primary *Machine) {
+	t := b.t
+	t.Helper()
+	b.doppel("sync", "now")
+	b.awaitLatest("standby")
+	b.ssh(primaryAddr, "echo ours >/etc/motd; echo not captured any more >/srv/only")
+	b.doppel("sync", "turn", "--to", "standby", "--yes")
+	b.ssh(standbyAddr, "echo theirs >/etc/motd; echo new >/srv/new; rm -r /srv/renamed; useradd -m bob")
+	b.doppel("sync", "now")
+	b.awaitLatest("primary")
+	if got := b.ssh(primaryAddr, "cat /etc/motd /srv/only /srv/new; id -un bob; hostname; test ! -e /srv/renamed"); got != "ours\nnot captured any more\nnew\nbob\nprimary\n" {
+		t.Errorf("the old primary has %q", got)
+	}
+	if got := b.ssh(standbyAddr, "cat /etc/motd; test ! -e /srv/only"); got != "theirs\n" {
+		t.Errorf("the new one has %q", got)
+	}
+	var out bytes.Buffer
+	cmd := b.Doppel(b.ctx, "sync", "drift", "primary")
+	cmd.Stdout, cmd.Stderr = &out, &logWriter{t: t}
+	_ = cmd.Run() // it exits with 4, as there is something
+	t.Logf("what is the primary's own:\n%s", out.String())
+	for _, want := range []string{`changed \(on both heads\) +/etc/motd`, `added +/srv/only`} {
+		if !regexp.MustCompile(want).Match(out.Bytes()) {
+			t.Errorf("drift does not say %s", want)
+		}
+	}
+	if out, err := b.Run(b.ctx, "sync", "turn", "--to", "primary", "--yes"); err == nil {
+		t.Errorf("turned back though nobody has decided: %s", out)
+	}
+	b.doppel("sync", "drift", "primary", "--adopt", "/srv/only", "--yes")
+	b.doppel("sync", "now")
+	b.awaitLatest("primary")
+	revert := []string{"sync", "drift", "primary", "--yes"}
+	for _, dir := range []string{"boot", "etc", "home", "opt", "root", "srv", "usr", "var"} {
+		revert = append(revert, "--revert", "/"+dir)
+	}
+	b.doppel(revert...)
+	if got := b.ssh(primaryAddr, "cat /etc/motd /srv/only"); got != "theirs\nnot captured any more\n" {
+		t.Errorf("after the decisions the old primary has %q", got)
+	}
+	if got := b.ssh(standbyAddr, "cat /srv/only"); got != "not captured any more\n" {
+		t.Errorf("what was adopted is on the active head as %q", got)
+	}
+	b.reboot(primary, primaryAddr)
+	b.doppel("sync", "turn", "--to", "primary", "--yes")
+	b.ssh(primaryAddr, "echo again >/srv/again")
+	b.doppel("sync", "now")
+	b.awaitLatest("standby")
+	if got := b.ssh(standbyAddr, "cat /srv/again"); got != "again\n" {
+		t.Errorf("after the failback the standby has %q", got)
+	}
+}
+
+// script runs a shell script on a node.
+func (b *bench) script(addr, script, arg string) {
+	b.t.Helper()
+	cmd := b.SSH(b.ctx, netip.MustParseAddr(addr), "sh -eus "+arg)
+	cmd.Stdin = strings.NewReader(script)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.t.Fatalf("a script on %s: %v\n%s", addr, err, out)
 	}
 }
 
@@ -141,16 +234,24 @@ func (b *bench) drift(name, want string) {
 	}
 }
 
-// awaitVersion waits until a node has become the latest version.
-func (b *bench) awaitVersion(name string) {
+// awaitLatest waits until a node has become the latest version of the heads'
+// image.
+func (b *bench) awaitLatest(name string) {
 	b.t.Helper()
+	var list []struct{ Latest string }
+	if err := json.Unmarshal([]byte(b.doppel("sync", "status", "--json")), &list); err != nil || len(list) != 1 {
+		b.t.Fatalf("%v: %+v", err, list)
+	}
+	if b.node(name).Runs == list[0].Latest {
+		return
+	}
 	follow := b.Doppel(b.ctx, "events", "-f", "--node", name, "--json")
-	if err := awaitLine(follow, regexp.MustCompile(`"kind":"update(d|-failed)"`)); err != nil {
+	latest := regexp.QuoteMeta(list[0].Latest)
+	if err := awaitLine(follow, regexp.MustCompile(`"kind":"updated".*`+latest+`\b|"kind":"update-failed".*`+latest+`\b`)); err != nil {
 		b.t.Fatal(err)
 	}
-	out := b.doppel("events", "--node", name, "--kind", "update-failed")
-	if out != "" {
-		b.t.Fatalf("the update failed: %s", out)
+	if n := b.node(name); n.Runs != list[0].Latest {
+		b.t.Fatalf("%s runs %s, not %s: %s", name, n.Runs, list[0].Latest, b.doppel("events", "--node", name, "--kind", "update-failed"))
 	}
 }
 
