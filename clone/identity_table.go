@@ -32,7 +32,7 @@ func identityRules() []Rule {
 
 		agent("doppel's agent", "usr/lib/doppel/**", "etc/systemd/system/doppel-agent.service", "etc/systemd/system/multi-user.target.wants", "etc/systemd/system/multi-user.target.wants/doppel-agent.service"),
 		agent("the node's own credentials", "etc/doppel", "etc/doppel/node/**"),
-		agent("doppel's state", "var/lib/doppel/**"),
+		agent("doppel's state", "var/lib/doppel", "var/lib/doppel/**"),
 
 		runtime("logs", "var/log/**"),
 		taken(runtime("what packages note of their units and files", "var/lib/systemd/deb-systemd-*/**", "var/lib/ucf/**")),

@@ -165,7 +165,7 @@ func (in *installer) orders(ctx context.Context, devices *uevents) (*clone.Order
 
 // install carries the plan out and tells the head.
 func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.PrivateKey) error {
-	manifest, vault, err := openImage(ctx, &o.Access)
+	manifest, vault, err := openImage(ctx, &o.Access, "") // nothing lasts here
 	if err != nil {
 		return err
 	}
@@ -207,9 +207,43 @@ func (in *installer) install(ctx context.Context, o *clone.Orders, key *ecdsa.Pr
 }
 
 // openImage reads the manifest and makes sure that it is the version that was
-// deployed.
-func openImage(ctx context.Context, o *clone.Access) (*imaging.Manifest, *store.Vault, error) {
-	var keys store.Keys
+// deployed, and opens the packs. Tables, if not empty, is a directory that keeps
+// their tables for the next time.
+func openImage(ctx context.Context, o *clone.Access, tables string) (*imaging.Manifest, *store.Vault, error) {
+	keys, err := keysOf(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	st := blobsOf(o)
+	manifest, err := readManifest(ctx, st, keys, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	var packs store.Store = st
+	if tables != "" {
+		kept := store.NewTableCache(st, tables)
+		if err := kept.Keep(ctx, o.Packs); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
+		}
+		packs = kept
+	}
+	vault, err := store.OpenVault(ctx, packs, keys, o.Packs)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
+	}
+	return manifest, vault, nil
+}
+
+// openManifest is openImage for whoever needs no content.
+func openManifest(ctx context.Context, o *clone.Access) (*imaging.Manifest, error) {
+	keys, err := keysOf(o)
+	if err != nil {
+		return nil, err
+	}
+	return readManifest(ctx, blobsOf(o), keys, o)
+}
+
+func keysOf(o *clone.Access) (keys store.Keys, err error) {
 	for _, k := range []struct {
 		bytes []byte
 		into  **store.Key
@@ -219,24 +253,28 @@ func openImage(ctx context.Context, o *clone.Access) (*imaging.Manifest, *store.
 		}
 		key := new(store.Key)
 		if copy(key[:], k.bytes) != len(key) || len(k.bytes) != len(key) {
-			return nil, nil, fmt.Errorf("%s: a key from the head has %d bytes", clone.StagePlan, len(k.bytes))
+			return keys, fmt.Errorf("%s: a key from the head has %d bytes", clone.StagePlan, len(k.bytes))
 		}
 		*k.into = key
 	}
+	return keys, nil
+}
+
+func blobsOf(o *clone.Access) *store.HTTP {
 	st := store.NewHTTP(o.Store, nil)
 	st.Tries = 100 // a head may have to be started again meanwhile
+	return st
+}
+
+func readManifest(ctx context.Context, st store.Store, keys store.Keys, o *clone.Access) (*imaging.Manifest, error) {
 	manifest, digest, err := imaging.ReadManifest(ctx, st, keys, o.Manifest)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
+		return nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
 	}
 	if digest.String() != o.Digest {
-		return nil, nil, fmt.Errorf("%s: the manifest is that of %s, but %s was deployed", clone.StagePlan, digest, o.Digest)
+		return nil, fmt.Errorf("%s: the manifest is that of %s, but %s was deployed", clone.StagePlan, digest, o.Digest)
 	}
-	vault, err := store.OpenVault(ctx, st, keys, o.Packs)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", clone.StagePlan, err)
-	}
-	return manifest, vault, nil
+	return manifest, nil
 }
 
 // mountWork makes the directory for the tools, in memory. Three quarters leave

@@ -42,7 +42,7 @@ func (n *node) drift(ctx context.Context, o *clone.DriftOrders) (resync.Report, 
 	if err != nil {
 		return resync.Report{}, err
 	}
-	m, _, err := openImage(ctx, &o.Access)
+	m, err := openManifest(ctx, &o.Access)
 	if err != nil {
 		return resync.Report{}, err
 	}

@@ -198,7 +198,7 @@ func (n *node) part(ctx context.Context, plan *clone.Plan, target *imaging.Manif
 // version reads one more manifest of those that orders give access to.
 func (n *node) version(ctx context.Context, plan *clone.Plan, a clone.Access, manifest store.ID, digest string) (*imaging.Manifest, error) {
 	a.Manifest, a.Digest, a.Packs = manifest, digest, []store.ID{} // no content is wanted
-	m, _, err := openImage(ctx, &a)
+	m, err := openManifest(ctx, &a)
 	if err != nil {
 		return nil, err
 	}

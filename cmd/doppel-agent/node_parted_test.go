@@ -321,7 +321,7 @@ func TestPartedCutOff(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, vault, err := openImage(ctx, &o.Access)
+		m, vault, err := openImage(ctx, &o.Access, "")
 		if err != nil {
 			t.Fatal(err)
 		}

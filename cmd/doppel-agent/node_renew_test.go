@@ -63,8 +63,8 @@ func TestNodeRenewsItsAgent(t *testing.T) {
 					return
 				}
 				var idle clone.Idle
-				if err := json.NewDecoder(r.Body).Decode(&idle); err != nil {
-					t.Error(err)
+				if json.NewDecoder(r.Body).Decode(&idle) != nil {
+					return // the node has stopped asking
 				}
 				if idle.AgentRefused == nil {
 					json.NewEncoder(w).Encode(clone.Task{Agent: &clone.AgentOrders{Digest: store.Sum(c.said), Size: size}})

@@ -127,7 +127,7 @@ func (n *node) update(ctx context.Context, log *slog.Logger, o *clone.UpdateOrde
 	if err != nil {
 		return nil, err
 	}
-	manifest, vault, err := openImage(ctx, &o.Access)
+	manifest, vault, err := openImage(ctx, &o.Access, n.tables())
 	if err != nil {
 		return nil, err
 	}
