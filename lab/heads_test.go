@@ -51,7 +51,7 @@ keep = ["srv/own/**"]
 	standby := b.machine(MachineOptions{Name: "standby", Firmware: BIOS}, standbyAddr)
 	b.doppel("node", "set", "primary", "--role", "head")
 	b.doppel("node", "set", "standby", "--role", "head")
-	b.doppel("deploy", "primary", "standby", "--image", "head@1", "--watch", "--yes")
+	b.doppel("deploy", "primary", "standby", "--image", "head@latest", "--watch", "--yes")
 	first := b.node("standby").Runs
 	before := b.enlistPrimary()
 
@@ -65,9 +65,12 @@ keep = ["srv/own/**"]
 	b.script(primaryAddr, changeHeadScript+"update-grub\n", "/")
 	b.doppel("sync", "now")
 	b.awaitLatest("standby")
-	if out := b.doppel("sync", "status"); strings.Contains(out, "everything was looked at") || !strings.Contains(out, "watched") {
+	b.ssh(primaryAddr, "echo once more >/srv/once")
+	b.doppel("sync", "now")
+	if out := b.doppel("sync", "status"); !strings.Contains(out, "from node:primary every 6 h, watched") || strings.Contains(out, "everything was looked at") {
 		t.Errorf("the primary is not watched: %s", out)
 	}
+	b.awaitLatest("standby")
 	if now := b.ssh(standbyAddr, own); now != identity {
 		t.Errorf("the standby was\n%s\nand is\n%s", identity, now)
 	}
