@@ -3,6 +3,8 @@ package clone
 import (
 	"encoding/json"
 	"fmt"
+	"path"
+	"slices"
 
 	"doppel/imaging/store"
 )
@@ -77,12 +79,13 @@ func (known *PairWord) Take(w PairWord) error {
 // make the active head a version; of that one, paths that are named may be
 // changed. The error is a *RefusedError.
 func (known *PairWord) Permit(o *UpdateOrders) error {
+	everything := len(o.Paths) == 0 || slices.ContainsFunc(o.Paths, func(p string) bool { return path.Clean("/"+p) == "/" })
 	switch {
-	case o.Pair != nil && o.Pair.Source && len(o.Paths) == 0:
+	case o.Pair != nil && o.Pair.Source && everything:
 		return &RefusedError{What: fmt.Sprintf("this is %s, which is never made equal to anything", o.Pair.what()), Hint: "doppel sync turn makes the other head the active one first"}
 	case known == nil:
 		return nil
-	case o.Pair == nil && known.Source && len(o.Paths) == 0:
+	case o.Pair == nil && known.Source && everything:
 		return &RefusedError{What: fmt.Sprintf("this is %s, and is not made %s by a doppel that knows nothing of the pair", known.what(), o.Image), Hint: givenUp}
 	case o.Pair == nil:
 		return &RefusedError{What: fmt.Sprintf("this is %s, and the orders are of a doppel that knows nothing of the pair", known.what()), Hint: givenUp}

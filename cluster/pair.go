@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -27,6 +28,9 @@ type Pair struct {
 	// last parted, and Digest its identity; empty: they never have.
 	Common string `json:"common,omitempty"`
 	Digest string `json:"digest,omitempty"`
+	// Was is the head that was the active one when the pair was ended: should it
+	// be made again, that one still is.
+	Was string `json:"was,omitempty"`
 }
 
 // Has tells whether a node is one of the two.
@@ -82,8 +86,8 @@ type Kept struct {
 }
 
 // PairSync makes two heads the pair of an image. The first is the active one,
-// unless one of them is already. Without names it ends the pair; its generation
-// is not forgotten.
+// unless one of them is, or was when the pair was ended. Without names it ends the
+// pair; its generation and direction are not forgotten.
 type PairSync struct {
 	Image string    `json:"image"`
 	Heads [2]string `json:"heads"`
@@ -137,8 +141,12 @@ func (c PairSync) apply(s *state, at time.Time) error {
 	p := &Pair{Heads: c.Heads, Active: c.Heads[0], Generation: 1, Turned: at}
 	if old := v.Pair; old != nil {
 		p.Generation = old.Generation + 1
-		if p.Has(old.Active) {
-			p.Active = old.Active
+		was := cmp.Or(old.Active, old.Was)
+		switch {
+		case c.Heads == [2]string{}:
+			p.Was, p.Common, p.Digest = was, old.Common, old.Digest
+		case p.Has(was):
+			p.Active, p.Common, p.Digest = was, old.Common, old.Digest
 		}
 	}
 	v.Pair = p

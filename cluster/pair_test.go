@@ -198,12 +198,13 @@ func TestTurnAboveWhatIsKnown(t *testing.T) {
 	if g := c.Sync("head").Generation(); g != 8 {
 		t.Errorf("generation %d", g)
 	}
-	// To end a pair and make it anew does not begin at 1 again.
+	// To end a pair and make it anew, as a daemon does that is started without
+	// its configuration once, neither begins at 1 again nor turns it.
 	commit(t, c, PairSync{Image: "head"})
 	refuses(t, c, turn("head1", "head@1"), "not kept between two heads", "")
 	commit(t, c, OrderUpdate{Node: "head2", ID: "U", Image: "head@1", Digest: "d"}, CancelUpdate{Node: "head2"})
 	commit(t, c, PairSync{Image: "head", Heads: [2]string{"head1", "head2"}}, PairSync{Image: "head", Heads: [2]string{"head2", "head1"}})
-	if p := c.Sync("head").Pair; p.Generation != 10 || p.Active != "head1" {
+	if p := c.Sync("head").Pair; p.Generation != 10 || p.Active != "head2" || p.Common != "head@1" {
 		t.Errorf("%+v", p)
 	}
 }
@@ -213,6 +214,10 @@ func TestActiveIsNotUpdated(t *testing.T) {
 	c := paired(t)
 	refuses(t, c, OrderUpdate{Node: "head1", ID: "U", Image: "head@1", Digest: "d"}, "head1 is the active head of head", "sync turn head --to head2")
 	refuses(t, c, OrderUpdate{Node: "head1", ID: "U", Image: "head@1", Digest: "d", Force: true}, "head1 is the active head", "")
+	for _, everything := range []string{"/", ".", "//", "/etc/.."} {
+		refuses(t, c, OrderUpdate{Node: "head1", ID: "U", Image: "head@1", Digest: "d", Paths: []string{"/etc/motd", everything}}, "head1 is the active head", "")
+	}
+	refuses(t, c, Arm{Node: "head1", Install: "I", Image: "head@1", Digest: "d", After: "reboot"}, "an install would erase", "sync turn head --to head2")
 	commit(t, c, OrderUpdate{Node: "head1", ID: "U", Image: "head@2", Digest: "d", Paths: []string{"etc/motd"}}, EndUpdate{Node: "head1", ID: "U"})
 	if n := node(t, c, "head1"); n.Runs != "head@2" {
 		t.Errorf("it runs %s", n.Runs)

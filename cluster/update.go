@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -105,7 +107,7 @@ func (c OrderUpdate) prepare(s *state, at time.Time) (Change, error) {
 	image, _, _ := strings.Cut(c.Image, "@")
 	active := s.active(n.Name)
 	switch {
-	case active != "" && len(c.Paths) == 0:
+	case active != "" && (len(c.Paths) == 0 || slices.ContainsFunc(c.Paths, isRoot)):
 		return nil, refuse("doppel sync turn "+active+" --to "+s.syncs[active].Pair.Other(n.Name)+" makes the other head the active one first",
 			"%s is the active head of %s, which is captured and never made equal to anything", n.Name, active)
 	case n.Parted.Open() && len(c.Paths) == 0 && image != n.Parted.Image && !c.Force:
@@ -154,6 +156,9 @@ func (s *state) active(node string) string {
 	}
 	return ""
 }
+
+// isRoot tells whether a path means everything.
+func isRoot(p string) bool { return path.Clean("/"+p) == "/" }
 
 // updating finds the node of an update that has not ended.
 func (s *state) updating(node, id string) (*Node, error) {

@@ -7,6 +7,7 @@ type Follower struct {
 	Up      bool   // heard from lately
 	Held    bool   // somebody has put it on a version of its choice
 	Pending string // the version that an update under way makes it; empty: none
+	Begun   bool   // that update is being carried out, or is one that somebody asked for: it is let end
 	Failed  string // the version that its last update did not come to; empty: it did
 	Retry   bool   // it is time to try one that has failed once more
 }
@@ -20,8 +21,10 @@ type Rollout struct {
 
 // Roll decides which nodes are updated next: no more than so many at once (0:
 // as many as there are), and after one has failed on this version none but
-// those that failed, again. Nodes that are down are left until they are up; nodes that are held
-// are not touched.
+// those that failed, again. An update that has begun is let end, also when there is
+// a later version by now: where versions come faster than updates, none would ever
+// be done. Nodes that are down are left until they are up; nodes that are held are
+// not touched.
 func Roll(version string, nodes []Follower, atOnce int) Rollout {
 	var r Rollout
 	busy := 0
@@ -30,7 +33,7 @@ func Roll(version string, nodes []Follower, atOnce int) Rollout {
 		switch {
 		case n.Held:
 			continue
-		case n.Pending == version && n.Up:
+		case n.Up && (n.Pending == version || n.Pending != "" && n.Begun):
 			busy++
 		case n.Failed == version && n.Runs != version && n.Pending == "":
 			r.Stopped = n.Node
@@ -42,7 +45,7 @@ func Roll(version string, nodes []Follower, atOnce int) Rollout {
 			continue
 		}
 		r.Behind = append(r.Behind, n.Node)
-		if n.Up && n.Pending != version && n.Failed != version {
+		if n.Up && n.Pending != version && (n.Pending == "" || !n.Begun) && n.Failed != version {
 			ready = append(ready, n.Node)
 		}
 	}

@@ -144,7 +144,8 @@ func TestRoll(t *testing.T) {
 		{"one has failed, and is tried again", []Follower{{Node: "a", Runs: "head@4", Up: true, Failed: v, Retry: true}, {Node: "b", Runs: "head@4", Up: true}}, 1, "a", "a b", "a"},
 		{"one that failed is down", []Follower{{Node: "a", Runs: "head@4", Failed: v, Retry: true}, {Node: "b", Runs: "head@4", Up: true}}, 1, "", "a b", "a"},
 		{"failed before", []Follower{{Node: "a", Runs: "head@3", Up: true, Failed: "head@4"}}, 1, "a", "a", ""},
-		{"still on its way to the one before", []Follower{{Node: "a", Runs: "head@3", Up: true, Pending: "head@4"}}, 1, "a", "a", ""},
+		{"still to begin with the one before", []Follower{{Node: "a", Runs: "head@3", Up: true, Pending: "head@4"}}, 1, "a", "a", ""},
+		{"still on its way to the one before", []Follower{{Node: "a", Runs: "head@3", Up: true, Pending: "head@4", Begun: true}, {Node: "b", Runs: "head@3", Up: true}}, 1, "", "a b", ""},
 	} {
 		r := Roll(v, c.nodes, c.atOnce)
 		if strings.Join(r.Order, " ") != c.order || strings.Join(r.Behind, " ") != c.behind || r.Stopped != c.stopped {

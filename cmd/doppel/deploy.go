@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -301,19 +302,34 @@ part new until it is.`,
 // daemon, or of the state where none runs.
 func nodeUsing(ctx context.Context, g *globals, ref string) (string, error) {
 	nodes, err := g.client().Nodes(ctx)
-	var down *web.Error
-	if errors.As(err, &down) && down.Status == 0 {
-		nodes, err = nodesOnDisk(filepath.Join(g.state, "cluster.db"))
+	var syncs []cluster.Sync
+	var problem *web.Error
+	switch {
+	case errors.As(err, &problem) && problem.Status == 0:
+		nodes, syncs, err = usersOnDisk(filepath.Join(g.state, "cluster.db"))
+	case err == nil:
+		var list []web.SyncStatus
+		if list, err = g.client().Syncs(ctx); errors.As(err, &problem) && problem.Status == http.StatusConflict {
+			err = nil // none is configured
+		}
+		for _, s := range list {
+			syncs = append(syncs, s.Sync)
+		}
 	}
 	if err != nil {
 		return "", err
 	}
-	return userOf(nodes, ref), nil
+	return userOf(nodes, syncs, ref), nil
 }
 
 // userOf names one of the nodes that runs or is to get a version, and says how
-// it uses it; empty: none does.
-func userOf(nodes []cluster.Node, ref string) string {
+// it uses it, or a pair that needs it; empty: none does.
+func userOf(nodes []cluster.Node, syncs []cluster.Sync, ref string) string {
+	for _, s := range syncs {
+		if s.Pair != nil && s.Pair.Common == ref {
+			return fmt.Sprintf("the heads of %s had %s in common when they parted", s.Image, ref)
+		}
+	}
 	for _, n := range nodes {
 		switch {
 		case n.Runs == ref:
@@ -329,15 +345,15 @@ func userOf(nodes []cluster.Node, ref string) string {
 	return ""
 }
 
-// nodesOnDisk reads the inventory of a state that no daemon owns.
-func nodesOnDisk(path string) ([]cluster.Node, error) {
+// usersOnDisk reads the inventory and the syncs of a state that no daemon owns.
+func usersOnDisk(path string) ([]cluster.Node, []cluster.Sync, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	c, err := cluster.Open(path, cluster.Options{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	nodes := c.Nodes()
-	return nodes, c.Close()
+	nodes, syncs := c.Nodes(), c.Syncs()
+	return nodes, syncs, c.Close()
 }

@@ -202,7 +202,7 @@ func installing(ctx context.Context, g *globals) (string, error) {
 	nodes, err := g.client().Nodes(ctx)
 	var down *web.Error
 	if errors.As(err, &down) && down.Status == 0 {
-		nodes, err = nodesOnDisk(filepath.Join(g.state, "cluster.db"))
+		nodes, _, err = usersOnDisk(filepath.Join(g.state, "cluster.db"))
 	}
 	if err != nil {
 		return "", err

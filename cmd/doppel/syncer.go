@@ -279,9 +279,9 @@ func (s *syncer) prune(ctx context.Context, o *oneSync) {
 	}
 	var remove []imaging.Version
 	_, gone := o.Retain.Apply(versions)
-	nodes := s.d.cluster.Nodes()
+	nodes, syncs := s.d.cluster.Nodes(), s.d.cluster.Syncs()
 	for _, v := range gone {
-		if userOf(nodes, v.Ref()) == "" {
+		if userOf(nodes, syncs, v.Ref()) == "" {
 			remove = append(remove, v)
 		}
 	}
@@ -398,7 +398,7 @@ func (s *syncer) judge(o *oneSync, nodes []cluster.Node) []resync.Follower {
 		f := resync.Follower{Node: n.Name, Runs: n.Runs, Up: up(n, now), Held: n.Held}
 		switch {
 		case n.Update.Pending():
-			f.Pending = n.Update.Image
+			f.Pending, f.Begun = n.Update.Image, !n.Update.Begun.IsZero() || len(n.Update.Paths) > 0
 		case n.Update != nil && n.Update.Failed != "":
 			f.Failed = n.Update.Image
 			f.Retry = !now.Before(n.Update.Ended.Add(s.patience(o, n)))

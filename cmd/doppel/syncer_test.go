@@ -436,7 +436,7 @@ func TestSyncPair(t *testing.T) {
 	if have := ts.pending(); have != "" { // it has that
 		t.Errorf("updates of %q", have)
 	}
-	if users := userOf(ts.d.cluster.Nodes(), "head@2"); users == "" {
+	if users := userOf(ts.d.cluster.Nodes(), ts.d.cluster.Syncs(), "head@2"); users == "" {
 		t.Error("the version that both have in common may be removed")
 	}
 	// A daemon without the pair in its configuration ends it.
