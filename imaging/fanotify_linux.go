@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -45,16 +44,18 @@ func openFanotify() (*fanotify, error) {
 // add has all changes in the file system of the directory dir reported, and
 // tells by which identity events name it. The mark does not keep the file system
 // from being unmounted.
-func (n *fanotify) add(dir string) (fsid [8]byte, err error) {
+func (n *fanotify) add(dir string) (fsid [8]byte, m handleMount, err error) {
 	fd, err := openRetry(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return fsid, fmt.Errorf("open %s: %w", dir, err)
+		return fsid, m, fmt.Errorf("open %s: %w", dir, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		return fsid, fmt.Errorf("statfs %s: %w", dir, err)
+	var at unix.Stat_t
+	if err := errors.Join(unix.Fstatfs(fd, &st), unix.Fstat(fd, &at)); err != nil {
+		return fsid, m, fmt.Errorf("statfs %s: %w", dir, err)
 	}
+	m = handleMount{dir: dir, dev: uint64(at.Dev), fat: st.Type == unix.MSDOS_SUPER_MAGIC}
 	for i, v := range st.Fsid.Val {
 		binary.NativeEndian.PutUint32(fsid[4*i:], uint32(v))
 	}
@@ -62,9 +63,9 @@ func (n *fanotify) add(dir string) (fsid [8]byte, err error) {
 		return unix.FanotifyMark(group, unix.FAN_MARK_ADD|unix.FAN_MARK_FILESYSTEM, fanChanges, fd, "")
 	})
 	if err != nil {
-		return fsid, fmt.Errorf("fanotify_mark %s: %w", dir, err)
+		return fsid, m, fmt.Errorf("fanotify_mark %s: %w", dir, err)
 	}
-	return fsid, nil
+	return fsid, m, nil
 }
 
 func (n *fanotify) control(fn func(fd int) error) error {
@@ -199,10 +200,30 @@ func parseFID(b []byte) (h fileHandle, rest []byte, err error) {
 	return h, b[16+size:], nil
 }
 
+// handleMount is a directory through which handles are looked up: where a file
+// system is mounted, or is part of a tree.
+type handleMount struct {
+	dir string
+	dev uint64
+	fat bool // whose handles are good for as long as the inode is in memory
+}
+
 // handleResolver finds the paths of handles.
 type handleResolver struct {
-	dirs map[[8]byte]string // a directory in each file system
-	open map[[8]byte]int
+	mounts map[[8]byte][]handleMount // of each file system, all that are in the tree
+	open   map[string]int
+}
+
+// add adds a mount. Two file systems that events cannot tell from one another,
+// as copies of one disk are, cannot both be.
+func (r *handleResolver) add(fsid [8]byte, m handleMount) error {
+	for _, other := range r.mounts[fsid] {
+		if other.dev != m.dev {
+			return fmt.Errorf("%s and %s are file systems with one identity", other.dir, m.dir)
+		}
+	}
+	r.mounts[fsid] = append(r.mounts[fsid], m)
+	return nil
 }
 
 func (r *handleResolver) close() {
@@ -212,60 +233,72 @@ func (r *handleResolver) close() {
 	r.open = nil
 }
 
-// foundHandle is what a handle names now.
+// foundHandle is what a handle names now, as it is seen through one mount.
 type foundHandle struct {
-	path     string // empty: it is no more, or is in none of the file systems
+	path     string
 	dev, ino uint64
+	lost     bool // where in that mount it is cannot be told
+	nowhere  bool // no path in that mount leads there, or none that the kernel knows
 }
 
-// mount opens the directory of a file system. It is to stay open for no longer
-// than it takes: it keeps the file system from being unmounted.
-func (r *handleResolver) mount(fsid [8]byte) (fd int, err error) {
-	if fd, ok := r.open[fsid]; ok {
+// mount opens the directory of a mount. It is to stay open for no longer than it
+// takes: it keeps the file system from being unmounted.
+func (r *handleResolver) mount(dir string) (fd int, err error) {
+	if fd, ok := r.open[dir]; ok {
 		return fd, nil
 	}
-	if fd, err = openRetry(unix.AT_FDCWD, r.dirs[fsid], unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
-		return -1, fmt.Errorf("open %s: %w", r.dirs[fsid], err)
+	if fd, err = openRetry(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+		return -1, fmt.Errorf("open %s: %w", dir, err)
 	}
 	if r.open == nil {
-		r.open = map[[8]byte]int{}
+		r.open = map[string]int{}
 	}
-	r.open[fsid] = fd
+	r.open[dir] = fd
 	return fd, nil
 }
 
-// find finds where an inode is. The path of a directory is its only one, unless
-// it is in a part of its file system that is not mounted; that of a file is one of
-// its names, or nothing to rely on.
-func (r *handleResolver) find(h fileHandle) (found foundHandle, err error) {
-	if _, ok := r.dirs[h.fsid]; !ok {
-		return found, nil
+// find finds where an inode is, as each of the mounts shows it; none do: it is no
+// more. The path of a directory is its only one there; that
+// of a file is one of its names, or nothing to rely on.
+func (r *handleResolver) find(h fileHandle) (found []foundHandle, err error) {
+	for _, m := range r.mounts[h.fsid] {
+		f, ok, err := r.findIn(m, h)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			found = append(found, f)
+		}
 	}
-	mount, err := r.mount(h.fsid)
+	return found, nil
+}
+
+func (r *handleResolver) findIn(m handleMount, h fileHandle) (f foundHandle, ok bool, err error) {
+	mount, err := r.mount(m.dir)
 	if err != nil {
-		return found, err
+		return f, false, err
 	}
 	fd, err := unix.OpenByHandleAt(mount, unix.NewFileHandle(h.kind, []byte(h.bytes)), unix.O_PATH|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
-		return found, nil
+		return foundHandle{path: m.dir, lost: true}, m.fat, nil
 	}
 	if err != nil {
-		return found, fmt.Errorf("open_by_handle_at in %s: %w", r.dirs[h.fsid], err)
+		return f, false, fmt.Errorf("open_by_handle_at in %s: %w", m.dir, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return found, fmt.Errorf("stat: %w", err)
+		return f, false, fmt.Errorf("stat: %w", err)
 	}
 	if st.Nlink == 0 {
-		return found, nil
+		return f, false, nil
 	}
 	path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
-		return found, fmt.Errorf("find the path of a handle: %w", err)
+		return f, false, fmt.Errorf("find the path of a handle: %w", err)
 	}
-	if filepath.IsAbs(path) { // else it is in no mount of this process
-		found = foundHandle{path: path, dev: uint64(st.Dev), ino: st.Ino}
-	}
-	return found, nil
+	// Of an inode in a part of the file system that is not mounted there, the
+	// kernel gives any path.
+	_, in := within(m.dir, path)
+	return foundHandle{path: path, dev: uint64(st.Dev), ino: st.Ino, nowhere: !in}, true, nil
 }

@@ -36,6 +36,7 @@ type mount struct {
 type left struct {
 	reason string
 	remote bool // even to look at the directory may take forever
+	id     int  // of the mount, where it is one
 }
 
 // ReadMounts reads a /proc/self/mountinfo for a tree whose root is at the
@@ -176,6 +177,7 @@ func (m *Mounts) survey(excluded func(path string) bool) (places []place, out ma
 			continue // not in the tree, or hidden by another mount
 		}
 		if why := foreign(e.fs, e.source); why.reason != "" {
+			why.id = e.id
 			out[rel] = why
 			continue
 		}

@@ -116,15 +116,12 @@ func (s *captureSink) Same(ctx context.Context, path string) error {
 		}
 	}
 	from, ok := s.last.Find(path)
-	if !ok {
-		return fmt.Errorf("what the source gave: %q is as in the last scan, which had nothing of that name", path)
+	if !ok || s.last.At(from).Kind != Directory {
+		return nil // it came while this scan went on: the next one is told of it
 	}
 	for i, e := range s.last.From(from) {
 		if i > from && !strings.HasPrefix(e.Path, path+"/") {
 			break
-		}
-		if i == from && e.Kind != Directory {
-			return fmt.Errorf("what the source gave: %q is as in the last scan, where it was no directory", path)
 		}
 		if err := s.list.Add(e); err != nil {
 			return fmt.Errorf("what is as in the last scan: %w", err)

@@ -14,6 +14,8 @@ import (
 const (
 	maxChangedDirs  = 1 << 16
 	maxChangedNames = 1 << 10 // of one directory; beyond it, it is looked into with all below
+	maxAllNames     = 1 << 18 // of all of them
+	maxLoose        = 1 << 16 // files whose directory is not told
 	maxLinkedNames  = 1 << 17 // of files with several names
 )
 
@@ -278,11 +280,11 @@ func (w *watching) arm(req ScanRequest) (moved bool, why string, err error) {
 	return moved, "", nil
 }
 
-// missing are the paths of a that b lacks.
+// missing are the paths at which a has what b lacks.
 func missing(a, b map[string]left) []string {
 	var out []string
-	for at := range a {
-		if _, ok := b[at]; !ok {
+	for at, v := range a {
+		if other, ok := b[at]; !ok || other != v {
 			out = append(out, at)
 		}
 	}

@@ -24,6 +24,7 @@ type watch struct {
 	mu    sync.Mutex
 	dirs  map[fileHandle]*changedNames
 	loose map[fileHandle]uint64 // what happened to files in no directory that is told
+	names int                   // in dirs
 	lost  string                // why not all that happened is known
 }
 
@@ -48,7 +49,7 @@ func startWatch(root string) (*watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watch{fan: fan, root: root, closed: make(chan struct{}), resolver: handleResolver{dirs: map[[8]byte]string{}}}
+	w := &watch{fan: fan, root: root, closed: make(chan struct{}), resolver: handleResolver{mounts: map[[8]byte][]handleMount{}}}
 	w.clear()
 	w.reading.Go(w.gather)
 	return w, nil
@@ -56,16 +57,13 @@ func startWatch(root string) (*watch, error) {
 
 // add watches the file system that dir is in.
 func (w *watch) add(dir string) error {
-	fsid, err := w.fan.add(dir)
+	fsid, m, err := w.fan.add(dir)
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.resolver.dirs[fsid]; !ok {
-		w.resolver.dirs[fsid] = dir
-	}
-	return nil
+	return w.resolver.add(fsid, m)
 }
 
 func (w *watch) close() {
@@ -107,7 +105,7 @@ func (w *watch) lose(why string) {
 }
 
 func (w *watch) clear() {
-	w.dirs, w.loose, w.lost = map[fileHandle]*changedNames{}, map[fileHandle]uint64{}, ""
+	w.dirs, w.loose, w.names, w.lost = map[fileHandle]*changedNames{}, map[fileHandle]uint64{}, 0, ""
 }
 
 func (w *watch) note(e *fanEvent) {
@@ -122,7 +120,7 @@ func (w *watch) note(e *fanEvent) {
 		// of the directory; and one that was opened by its handle, as the NFS
 		// server does it, when the kernel knows of no directory that it is in.
 		if e.self != (fileHandle{}) {
-			w.loose[e.self] |= e.mask
+			w.loosen(e)
 		}
 		return
 	}
@@ -135,7 +133,29 @@ func (w *watch) note(e *fanEvent) {
 		c = &changedNames{}
 		w.dirs[e.dir] = c
 	}
+	before := len(c.names)
 	c.add(e)
+	if w.names += len(c.names) - before; w.names > maxAllNames {
+		w.lose(fmt.Sprintf("more than %d names have changed", maxAllNames))
+	}
+}
+
+// loosen notes what happened to a file whose directory is not told. Each file that
+// is removed anywhere is among them: once they are many, those are let go.
+func (w *watch) loosen(e *fanEvent) {
+	if _, ok := w.loose[e.self]; !ok && len(w.loose) >= maxLoose {
+		for h := range w.loose {
+			if found, err := w.resolver.find(h); err == nil && len(found) == 0 {
+				delete(w.loose, h)
+			}
+		}
+		w.resolver.close()
+		if len(w.loose) > maxLoose/2 {
+			w.lose(fmt.Sprintf("more than %d files have got or lost names, or were opened by their handles", maxLoose/2))
+			return
+		}
+	}
+	w.loose[e.self] |= e.mask
 }
 
 func (c *changedNames) add(e *fanEvent) {
@@ -196,20 +216,36 @@ func (w *watch) changes(of *watching, take bool) (list []changedDir, why string,
 		list = append(list, dirs...)
 	}
 	for h, c := range w.dirs {
-		found, err := w.resolver.find(h)
+		d, err := w.changedAt(h, c, of)
 		if err != nil {
 			return nil, "", err
 		}
-		var d []changedDir
-		if dir, ok := w.below(found.path); ok {
-			d = c.of(dir, of.ignored)
-		}
 		if len(d) == 0 {
+			w.names -= len(c.names)
 			delete(w.dirs, h)
 		}
 		list = append(list, d...)
 	}
 	return list, "", nil
+}
+
+// changedAt tells what of the changes in a directory matters, wherever it is seen.
+func (w *watch) changedAt(h fileHandle, c *changedNames, of *watching) (list []changedDir, err error) {
+	found, err := w.resolver.find(h)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		dir, ok := w.below(f.path)
+		switch {
+		case !ok || f.nowhere:
+		case f.lost:
+			list = append(list, changedDir{dir: dir, deep: true})
+		default:
+			list = append(list, c.of(dir, of.ignored)...)
+		}
+	}
+	return list, nil
 }
 
 // below gives the path from the root of an absolute one.
@@ -224,37 +260,50 @@ func (w *watch) below(p string) (string, bool) {
 // dirsOf finds the directories that have names of a file; none, when it is no
 // more or not in the tree. Not sure: it may have others there.
 func (w *watch) dirsOf(h fileHandle, mask uint64, of *watching) (dirs []changedDir, sure bool, err error) {
-	var found foundHandle
-	var st unix.Stat_t
 	for range maxTries {
-		found, err = w.resolver.find(h)
-		if err != nil || found.path == "" {
+		found, err := w.resolver.find(h)
+		if err != nil || len(found) == 0 {
 			return nil, true, err
 		}
-		// The kernel may know the inode under no name at all, and then the path
-		// is anything; or it was renamed since.
-		err := unix.Lstat(found.path, &st)
-		if sure = err == nil && uint64(st.Dev) == found.dev && st.Ino == found.ino; sure {
+		for _, f := range found {
+			d, known := w.dirsAt(f, mask, of)
+			dirs, sure = append(dirs, d...), sure || known
+		}
+		if sure {
 			break
 		}
+		dirs = nil // it was renamed or removed since, perhaps
 	}
-	if !sure {
-		return nil, false, nil
+	return dirs, sure, nil
+}
+
+// dirsAt is dirsOf for what one mount shows; not known: the kernel has no path for
+// it there, and gives any.
+func (w *watch) dirsAt(f foundHandle, mask uint64, of *watching) (dirs []changedDir, known bool) {
+	if f.lost {
+		if dir, ok := w.below(f.path); ok {
+			dirs = append(dirs, changedDir{dir: dir, deep: true})
+		}
+		return dirs, true
 	}
-	names := of.seen.namesOf(found)
-	if p, ok := w.below(found.path); ok {
+	var st unix.Stat_t
+	if err := unix.Lstat(f.path, &st); err != nil || uint64(st.Dev) != f.dev || st.Ino != f.ino {
+		return nil, false
+	}
+	names := of.seen.namesOf(f)
+	if p, ok := w.below(f.path); ok {
 		names = append(names, p)
 	} else if len(names) == 0 {
 		// What changed with a name outside is of no name inside, unless it got
 		// that name after the last scan and was written to by its handle.
-		return nil, st.Nlink == 1 || mask == unix.FAN_ATTRIB, nil
+		return nil, st.Nlink == 1 || mask == unix.FAN_ATTRIB
 	}
 	for _, p := range names {
 		if !of.ignored(p, false) {
 			dirs = append(dirs, changedDir{dir: parentPath(p)})
 		}
 	}
-	return dirs, true, nil
+	return dirs, true
 }
 
 // of tells what of the changes in the directory dir matters.

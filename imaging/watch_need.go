@@ -116,6 +116,9 @@ type closure struct {
 
 // left tells whether the contents of a directory are not in the tree.
 func (c *closure) left(dir string) bool {
+	if _, lent := c.w.mounts.lent[dir]; lent {
+		return true
+	}
 	return c.w.seen.within(dir) || isOwn(dir) || matchAny(c.w.exclude, dir)
 }
 
@@ -177,6 +180,9 @@ func (c *closure) list(ctx context.Context, d *localDir, dir string, deep bool) 
 		return gone(readError(dir, err))
 	}
 	for _, name := range names {
+		if c.w.mounts.lent[joinPath(dir, name)].remote {
+			continue // whose server may be gone
+		}
 		var st unix.Stat_t
 		err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err != nil {

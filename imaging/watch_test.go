@@ -384,7 +384,7 @@ func FuzzFanEvents(f *testing.F) {
 	fan, err := openFanotify()
 	if err == nil {
 		defer fan.close()
-		if _, err := fan.add(root); err == nil {
+		if _, _, err := fan.add(root); err == nil {
 			must(f, os.WriteFile(root+"/file", []byte("x"), 0o600), os.Chmod(root, 0o755), os.Remove(root+"/file"))
 			b := make([]byte, 64<<10)
 			must(f, fan.control(func(fd int) error {
@@ -452,5 +452,101 @@ func TestWatchPartOfTheTree(t *testing.T) {
 	fill(t, w.at("a/one"), []byte("other"))
 	fill(t, w.at("sub/x/new"), []byte("new"))
 	w.watched()
+	w.watched()
+}
+
+// A file system that is seen in several places is watched in all of them.
+func TestWatchBindMounts(t *testing.T) {
+	root, _ := image(t, "ext4", "64M")
+	for _, name := range []string{"a/one", "b/c/two", "home/user/three"} {
+		fill(t, filepath.Join(root, name), []byte(name))
+	}
+	must(t, os.MkdirAll(root+"/export/home", 0o755))
+	mountAt(t, root+"/b", "--bind", root+"/b")
+	mountAt(t, root+"/export/home", "--bind", root+"/home")
+	for range 4 { // which of the mounts is asked first is by chance
+		w := watchTree(t, root, "home")
+		w.capture()
+		for i, name := range []string{"a/one", "b/c/two", "b/c/new", "home/user/three", "export/home/user/four"} {
+			fill(t, w.at(name), noise(100, byte(time.Now().UnixNano())+byte(i)))
+			if r := w.watched(); r.Unchanged {
+				t.Errorf("%s was changed, and nothing had", name)
+			}
+		}
+		must(t, w.src.Close())
+	}
+}
+
+// What changes while a watched capture runs is in the next one.
+func TestWatchChangesMeanwhile(t *testing.T) {
+	root, _ := image(t, "ext4", "64M")
+	fill(t, root+"/a/one", []byte("one"))
+	fill(t, root+"/a/b/two", []byte("two"))
+	fill(t, root+"/file", nil)
+	meanwhile := func() {}
+	src := NewLocal(root, WithClock(later), WithAround(func(ctx context.Context, live *LocalTree, _ ScanRequest, _ Sink, scan func(context.Context, Tree) error) error {
+		meanwhile()
+		return scan(ctx, live)
+	}))
+	w := watchTree(t, root)
+	w.src = src
+	w.capture()
+	fill(t, w.at("a/one"), []byte("ONE"))
+	meanwhile = func() {
+		fill(t, w.at("a/new/file"), []byte("new"))
+		must(t, os.Rename(w.at("a/b"), w.at("c")), os.Remove(w.at("file")))
+		fill(t, w.at("file/now a directory"), nil)
+	}
+	o := w.options("watched")
+	o.Watch = w.watch
+	if r, err := Capture(t.Context(), w.c, w.src, o); err != nil || !r.Watched {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	meanwhile = func() {}
+	w.watched()
+}
+
+// What is kept of what happens is bounded, also when nobody asks for long.
+func TestWatchForgets(t *testing.T) {
+	root, _ := image(t, "ext4", "64M")
+	fill(t, root+"/a/one", []byte("one"))
+	w := watchTree(t, root)
+	w.capture()
+	live := w.src.(*local).watch.watch
+	gone := func(i int) *fanEvent {
+		var h fileHandle
+		for fsid := range live.resolver.mounts {
+			h.fsid = fsid
+		}
+		h.kind, h.bytes = 1, string([]byte{byte(i), byte(i >> 8), byte(i >> 16), 9, 1, 1, 1, 1}) // of an inode that there is not
+		return &fanEvent{mask: unix.FAN_ATTRIB, self: h}
+	}
+	live.mu.Lock()
+	for i := range 3 * maxLoose {
+		live.note(gone(i))
+	}
+	n, lost := len(live.loose), live.lost
+	live.mu.Unlock()
+	if n > maxLoose || lost != "" {
+		t.Errorf("%d files that are gone are kept, %q", n, lost)
+	}
+	w.watched()
+	live.mu.Lock()
+	for i := range maxAllNames/maxChangedNames + 2 {
+		e := gone(i)
+		e.dir, e.self = e.self, fileHandle{}
+		for j := range maxChangedNames {
+			e.name = fmt.Sprint(j)
+			live.note(e)
+		}
+	}
+	n = len(live.dirs)
+	live.mu.Unlock()
+	if n > 0 {
+		t.Errorf("%d directories are kept, of more names than are to be", n)
+	}
+	if r := w.capture(); r.Watched || !strings.Contains(r.Rescan, "names have changed") {
+		t.Errorf("%+v", r)
+	}
 	w.watched()
 }
