@@ -47,7 +47,10 @@ func (r *renewals) begin(node string, now time.Time) bool {
 			delete(r.since, name)
 		}
 	}
-	if _, ok := r.since[node]; !ok && len(r.since) >= renewAtOnce {
+	if _, ok := r.since[node]; ok {
+		return true // until its time is over, however often it asks
+	}
+	if len(r.since) >= renewAtOnce {
 		return false
 	}
 	r.since[node] = now

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -112,6 +113,9 @@ func (h *head) get(ctx context.Context, path string, w io.Writer, size int64) er
 	got, err := io.Copy(w, io.LimitReader(resp.Body, size+1))
 	if err == nil && got != size {
 		err = fmt.Errorf("%d bytes instead of %d", got, size)
+	}
+	if full, ok := errors.AsType[*fs.PathError](err); ok {
+		return full // it arrived, and there is no room for it
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errFetch, err)

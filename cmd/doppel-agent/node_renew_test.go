@@ -27,6 +27,7 @@ func TestNodeRenewsItsAgent(t *testing.T) {
 		self        string
 		why         string // it is refused
 		lost        bool   // it did not arrive
+		full        bool   // the disk is
 	}{
 		"right":          {given: runs, said: runs},
 		"another one":    {given: append([]byte("x"), runs[1:]...), said: runs, why: "its digest is"},
@@ -35,12 +36,23 @@ func TestNodeRenewsItsAgent(t *testing.T) {
 		"too short":      {given: runs[:10], said: runs, lost: true},
 		"too long":       {given: append(runs[:len(runs):len(runs)], 0), said: runs, lost: true},
 		"of no size":     {given: runs, said: runs, size: -1, why: "cannot be"},
+		"no room":        {given: runs, said: runs, full: true, why: "no space left"},
 		"runs elsewhere": {given: runs, said: runs, self: "/bin/sh", why: "the agent that runs is not"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newTestNode(t)
 			path := filepath.Join(n.root, "usr/lib/doppel/doppel-agent")
 			plant(t, n.root, map[string]string{"usr/lib/doppel/doppel-agent": "the old one"})
+			if c.full {
+				must := func(args ...string) {
+					if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+						t.Fatalf("%v: %s", err, out)
+					}
+				}
+				must("mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", filepath.Dir(path))
+				t.Cleanup(func() { must("umount", filepath.Dir(path)) })
+				plant(t, n.root, map[string]string{"usr/lib/doppel/doppel-agent": "the old one"})
+			}
 			n.self = filepath.Join(t.TempDir(), "exe")
 			if err := os.Symlink(path, n.self); err != nil {
 				t.Fatal(err)

@@ -119,7 +119,10 @@ type holder struct {
 }
 
 // takenVolume is a snapshot of LVM's.
-type takenVolume struct{ vg, name string }
+type takenVolume struct {
+	vg, name string
+	read     bool // it came to be mounted
+}
 
 // event is what a keeper waits for.
 type event struct {

@@ -24,7 +24,7 @@ func (h *holder) spoiled(ctx context.Context) string {
 	}
 	var why []string
 	for _, t := range h.taken {
-		if s := lost(list, t.vg, t.name); s != "" {
+		if s := lost(list, t.vg, t.name); t.read && s != "" {
 			why = append(why, s)
 		}
 	}

@@ -226,7 +226,7 @@ func (h *holder) snapshot(ctx context.Context, s *filesystem) {
 		}
 	default:
 		s.snapshotName = h.me.volume(len(h.taken))
-		h.taken = append(h.taken, takenVolume{s.origin.vg, s.snapshotName})
+		h.taken = append(h.taken, takenVolume{vg: s.origin.vg, name: s.snapshotName})
 		if err := createVolume(ctx, s.origin, s.snapshotName, s.origin.free); err != nil {
 			s.why = err.Error()
 			return
@@ -288,6 +288,9 @@ func (h *holder) mountVolume(ctx context.Context, s *filesystem) error {
 	for _, options := range mountOptions(fs) {
 		if err = h.mount(node, dir, fs, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, options); err == nil {
 			s.mounted = dir
+			for i := range h.taken {
+				h.taken[i].read = h.taken[i].read || h.taken[i].name == s.snapshotName
+			}
 			return nil
 		}
 	}
@@ -325,7 +328,7 @@ func (h *holder) look(systems []*filesystem) error {
 		if p.Nested && (!held || p.gone) {
 			continue
 		}
-		source := path.Join(h.plan.Root, p.Path)
+		source := ""
 		switch {
 		case !held || !p.Read:
 		case s.btrfs != nil:
@@ -335,7 +338,7 @@ func (h *holder) look(systems []*filesystem) error {
 		default:
 			source = path.Join(s.mounted, p.Root)
 		}
-		err := h.mount(source, path.Join(top, p.Path), "", unix.MS_BIND, "")
+		err := h.put(source, p.Path)
 		if err != nil && (p.Read || !errors.Is(err, unix.ENOENT)) {
 			return fmt.Errorf("put %s in its place: %w (what is mounted may have changed at this moment: capture again)", path.Join(h.plan.Root, p.Path), err)
 		}
@@ -345,6 +348,52 @@ func (h *holder) look(systems []*filesystem) error {
 		return fmt.Errorf("keep the view as it is: %w", err)
 	}
 	return nil
+}
+
+// put binds a source, or what is mounted live at the same place, into the view.
+// Users may own directories on the way there, and have put links in the place of
+// them since the plan was made: none is followed.
+func (h *holder) put(source, at string) error {
+	top := h.at("view")
+	into, err := openBeneath(top, at)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(into)
+	if source == "" {
+		from, err := openBeneath(h.plan.Root, at)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(from)
+		source = descriptor(from)
+	}
+	if err := unix.Mount(source, descriptor(into), "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	h.mounts = append(h.mounts, path.Join(top, at))
+	return nil
+}
+
+func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+// openBeneath opens a directory below another without following a link (openat2(2),
+// Linux 5.6; before that, there is no way to do so).
+func openBeneath(dir, at string) (int, error) {
+	top, err := openDir(dir)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(top)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	fd, err := unix.Openat2(top, at, &how)
+	if err == unix.ENOSYS {
+		fd, err = unix.Openat(top, at, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path.Join(dir, at), Err: err}
+	}
+	return fd, nil
 }
 
 // openFrozen opens what is to be frozen on demand.
