@@ -278,14 +278,35 @@ func (h *holder) freeze(name string) {
 		fail(err)
 		return
 	}
-	f.since = time.Now()
-	f.until = f.since.Add(f.For)
-	if err := freezeAt(f.fd); err != nil {
+	// To write out what is dirty can take long, and others' time may be over
+	// meanwhile.
+	done := make(chan error, 1)
+	go func() { done <- freezeAt(f.fd) }()
+	if err := h.meanwhile(done); err != nil {
 		fail(errors.Join(err, h.record(nil)))
 		return
 	}
+	f.since = time.Now()
+	f.until = f.since.Add(f.For)
 	f.frozen = true
 	_ = h.say(word{Frozen: name})
+}
+
+// meanwhile waits for something, and thaws what comes to its bound before.
+func (h *holder) meanwhile(done <-chan error) error {
+	for {
+		var bound <-chan time.Time
+		next := h.nextBound()
+		if next != nil {
+			bound = time.After(time.Until(next.until))
+		}
+		select {
+		case err := <-done:
+			return err
+		case <-bound:
+			h.thaw(next, true)
+		}
+	}
 }
 
 // thaw thaws a file system and says so. It goes on whatever happens: whoever
