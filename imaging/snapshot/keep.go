@@ -248,6 +248,7 @@ type frozenFS struct {
 	fd     int
 	dev    uint64
 	frozen bool
+	begun  bool // it is about to be frozen
 	since  time.Time
 	until  time.Time
 }
@@ -274,7 +275,9 @@ func (h *holder) freeze(name string) {
 		_ = h.say(word{Frozen: name, Failed: fmt.Sprintf("freeze %s: %v", path.Join(h.plan.Root, name), err)})
 	}
 	// Written down before, so that it is thawed whoever is killed when.
-	if err := h.record(f); err != nil {
+	f.begun = true
+	defer func() { f.begun = false }()
+	if err := h.record(); err != nil {
 		fail(err)
 		return
 	}
@@ -283,7 +286,8 @@ func (h *holder) freeze(name string) {
 	done := make(chan error, 1)
 	go func() { done <- freezeAt(f.fd) }()
 	if err := h.meanwhile(done); err != nil {
-		fail(errors.Join(err, h.record(nil)))
+		f.begun = false
+		fail(errors.Join(err, h.record()))
 		return
 	}
 	f.since = time.Now()
@@ -318,7 +322,7 @@ func (h *holder) thaw(f *frozenFS, bound bool) {
 	err := thawAt(f.fd)
 	f.frozen = false
 	w := word{Thawed: f.Path, After: int64(time.Since(f.since)), Bound: bound}
-	if err = errors.Join(err, h.record(nil)); err != nil {
+	if err = errors.Join(err, h.record()); err != nil {
 		w.Failed = err.Error()
 	}
 	_ = h.say(w)
@@ -330,11 +334,11 @@ func (h *holder) thawAll() {
 	}
 }
 
-// record writes down what is frozen, and f if that is about to be.
-func (h *holder) record(f *frozenFS) error {
+// record writes down what is frozen, or about to be.
+func (h *holder) record() error {
 	list := []frozenRecord{}
 	for _, e := range h.frozen {
-		if e.frozen || e == f {
+		if e.frozen || e.begun {
 			list = append(list, frozenRecord{Dir: path.Join(h.plan.Root, e.Path), Dev: e.dev})
 		}
 	}
