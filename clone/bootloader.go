@@ -322,7 +322,7 @@ func (in *install) agent(ctx context.Context) error {
 	if err := writeBeneath(tree, agentPath, in.o.Agent, 0o755); err != nil {
 		return err
 	}
-	if err := writeBeneath(tree, "etc/systemd/system/"+unitName, []byte(agentUnit), 0o644); err != nil {
+	if err := writeBeneath(tree, unitPath, []byte(agentUnit), 0o644); err != nil {
 		return err
 	}
 	w := &identity{tree: tree, plan: in.plan, image: in.image}

@@ -101,9 +101,8 @@ func openNode(dir string, say func(string, ...any)) (*node, error) {
 	return n, n.head.wear(pair.Certificate[0], key)
 }
 
-// tables is where the tables of packs are kept between updates: in a directory
-// that no image has.
-func (n *node) tables() string { return filepath.Join(n.root, "var/lib/doppel/tables") }
+// tables is where the tables of packs are kept between updates.
+func (n *node) tables() string { return filepath.Join(n.root, clone.TablesPath) }
 
 // becomeService goes on as another agent: the same process, for systemd the same
 // service, which says once more that it is ready.
