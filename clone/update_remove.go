@@ -136,7 +136,14 @@ func (u *updater) remove(ctx context.Context, gone []goner) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		err := tree.Remove(g.name)
+		// The apply has made links and files of directories, it may be.
+		there, err := within(tree, g.name)
+		if err == nil && !there {
+			continue
+		}
+		if err == nil {
+			err = tree.Remove(g.name)
+		}
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			continue

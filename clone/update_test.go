@@ -436,7 +436,9 @@ func TestUpdatePaths(t *testing.T) {
 // Of a named path that the image lacks, what the node keeps stays: what the
 // orders keep, what the table has, what is mounted, and what a link leads to.
 func TestUpdatePathsKeep(t *testing.T) {
-	image := newImage(debianHead(), debianFiles())
+	files := debianFiles()
+	files["opt/turned"] = "-> ../etc"
+	image := newImage(debianHead(), files)
 	root, plan := node(t, image, roleCompute)
 	for name, text := range map[string]string{
 		"srv/site/own/data": "precious", "srv/site/page": "by hand", "srv/site/old/page": "by hand", "srv/site/own2": "by hand",
@@ -471,6 +473,15 @@ func TestUpdatePathsKeep(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(root, "srv/site/old")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a directory with nothing that is kept: %v", err)
+	}
+
+	// A directory that becomes a link again, with what is in it.
+	turned := filepath.Join(root, "opt/turned")
+	if err := errors.Join(os.Remove(turned), os.Mkdir(turned, 0o755), os.WriteFile(filepath.Join(turned, "hostname"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := update("opt/turned", "opt/turned/hostname"); err != nil || readFile(t, root, "opt/turned/hostname") != hostname {
+		t.Errorf("/etc/hostname is %q, %v", readFile(t, root, "etc/hostname"), err)
 	}
 
 	// A file system of the plan's at a place that the image lacks, and one that
