@@ -183,8 +183,8 @@ func (in *install) keepsConfig(name string) bool {
 	return true
 }
 
-// checkConfig sees that a grub.cfg starts a kernel of the image with this
-// disk's root: by its UUID, or by that of the partition.
+// checkConfig sees that a grub.cfg starts a kernel of the image, which is there,
+// with this disk's root: by its UUID, or by that of the partition.
 func (in *install) checkConfig(name string) error {
 	tree, err := os.OpenRoot(in.target)
 	if err != nil {
@@ -203,7 +203,10 @@ func (in *install) checkConfig(name string) error {
 	if !names(text, root.FS.UUID) && !names(strings.ToUpper(text), root.GUID) && (in.plan.Found == nil || !names(text, in.plan.Found.Root)) {
 		return fmt.Errorf("check GRUB's configuration: %s does not name the root file system %s", name, root.FS.UUID)
 	}
-	if !slices.ContainsFunc(in.image.Boot.Kernels, func(k imaging.Kernel) bool { return strings.Contains(text, path.Base(k.Path)) }) {
+	if !slices.ContainsFunc(in.image.Boot.Kernels, func(k imaging.Kernel) bool {
+		_, err := tree.Lstat(k.Path)
+		return err == nil && names(text, path.Base(k.Path))
+	}) {
 		return fmt.Errorf("check GRUB's configuration: %s starts none of the image's kernels", name)
 	}
 	return nil
@@ -319,7 +322,7 @@ func (in *install) agent(ctx context.Context) error {
 	if err := writeBeneath(tree, agentPath, in.o.Agent, 0o755); err != nil {
 		return err
 	}
-	if err := writeBeneath(tree, "etc/systemd/system/"+unitName, []byte(agentUnit), 0o644); err != nil {
+	if err := writeBeneath(tree, unitPath, []byte(agentUnit), 0o644); err != nil {
 		return err
 	}
 	w := &identity{tree: tree, plan: in.plan, image: in.image}

@@ -137,7 +137,7 @@ func (u *updater) leavesBoot() bool { return u.plan.Found != nil && u.keepsBoot(
 // foundFiles are what an enlistment, and the agent since, put on a machine, but
 // for node.json, which says whose node it is: it comes last and goes last.
 func foundFiles() []string {
-	names := []string{agentPath, "etc/systemd/system/" + unitName, wantsPath}
+	names := []string{agentPath, unitPath, wantsPath}
 	for _, n := range []string{"node.key", "node.crt", "ca.crt", "plan.json", pairName, partedName, path.Base(markName)} {
 		names = append(names, nodeDir+"/"+n)
 	}
@@ -145,9 +145,46 @@ func foundFiles() []string {
 }
 
 const (
+	unitPath   = "etc/systemd/system/" + unitName
 	wantsPath  = "etc/systemd/system/multi-user.target.wants/" + unitName
 	partedName = "parted.json"
+	// thereName is there while a machine is enlisted that had an agent already,
+	// until node.json says so.
+	thereName = nodeDir + "/agent-there"
+	stateDir  = "var/lib/doppel"
 )
+
+// TablesPath is where a node's agent keeps the tables of packs between updates,
+// below the root: in a directory that no image has.
+const TablesPath = stateDir + "/tables"
+
+// agentThere tells of a machine without a node.json whether the agent that lies
+// there is somebody else's: a package's, say, and not that of an enlistment that
+// was cut off, whose unit comes before it.
+func agentThere(tree *os.Root) (bool, error) {
+	if _, err := tree.Lstat(agentPath); err != nil {
+		return false, ignoreAbsent(err)
+	}
+	if _, err := tree.Lstat(thereName); err == nil {
+		return true, nil
+	}
+	unit, err := tree.ReadFile(unitPath)
+	if ignoreAbsent(err) != nil {
+		return false, err
+	}
+	begun, err := fs.ReadDir(tree.FS(), nodeDir)
+	if ignoreAbsent(err) != nil {
+		return false, err
+	}
+	return string(unit) != agentUnit && len(begun) == 0, nil
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
 
 // Enlist makes the machine whose tree is at root a node, as an install would:
 // its agent, the unit that starts it, and credentials of its own. Nothing else
@@ -161,8 +198,8 @@ func Enlist(root string, agent []byte, key []byte, e Enlistment) (wrote []string
 	config := NodeConfig{Server: e.Plan.Server, Node: e.Plan.Node, Install: e.Plan.ID, Enlisted: true}
 	if old, err := readNodeConfig(tree); err == nil && old.Enlisted {
 		config.AgentThere = old.AgentThere
-	} else if _, err := tree.Lstat(agentPath); err == nil {
-		config.AgentThere = true
+	} else if config.AgentThere, err = agentThere(tree); err != nil {
+		return nil, err
 	}
 	plan, err := EncodePlan(e.Plan)
 	if err != nil {
@@ -178,18 +215,27 @@ func Enlist(root string, agent []byte, key []byte, e Enlistment) (wrote []string
 			wrote = append(wrote, name)
 		}
 	}
+	// What tells, should this be cut off, whose the agent is comes before it.
+	if err := mkdirBeneath(tree, nodeDir, 0o700); err != nil {
+		return nil, err
+	}
+	if config.AgentThere {
+		if err := writeBeneath(tree, thereName, nil, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	put(unitPath, []byte(agentUnit), 0o644)
 	if !config.AgentThere {
 		put(agentPath, agent, 0o755)
-	}
-	put("etc/systemd/system/"+unitName, []byte(agentUnit), 0o644)
-	if err == nil {
-		err = mkdirBeneath(tree, nodeDir, 0o700)
 	}
 	put(nodeDir+"/node.key", key, 0o600)
 	put(nodeDir+"/node.crt", e.Certificate, 0o600)
 	put(nodeDir+"/ca.crt", e.CA, 0o600)
 	put(nodeDir+"/plan.json", plan, 0o600)
 	put(nodeDir+"/node.json", about, 0o600)
+	if err == nil {
+		err = ignoreAbsent(tree.Remove(thereName))
+	}
 	if err != nil {
 		return wrote, err
 	}
@@ -209,6 +255,9 @@ func Delist(root string) (left []string, err error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		config = NodeConfig{Enlisted: true} // it was interrupted
+		if config.AgentThere, err = agentThere(tree); err != nil {
+			return nil, err
+		}
 	case err != nil:
 		return nil, err
 	case !config.Enlisted:
@@ -219,15 +268,20 @@ func Delist(root string) (left []string, err error) {
 			left = append(left, "/"+name+": it was there before")
 			continue
 		}
-		if err := tree.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := ignoreAbsent(tree.Remove(name)); err != nil {
 			return left, err
 		}
 	}
-	// Last, so that what was interrupted can be done again.
-	if err := tree.Remove(nodeDir + "/node.json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := tree.RemoveAll(TablesPath); err != nil {
 		return left, err
 	}
-	for _, dir := range []string{nodeDir, path.Dir(nodeDir), path.Dir(agentPath)} {
+	// Last, so that what was interrupted can be done again.
+	for _, name := range []string{nodeDir + "/node.json", thereName} {
+		if err := ignoreAbsent(tree.Remove(name)); err != nil {
+			return left, err
+		}
+	}
+	for _, dir := range []string{nodeDir, path.Dir(nodeDir), path.Dir(agentPath), stateDir} {
 		_ = tree.Remove(dir) // what is not empty is somebody's
 	}
 	return left, nil

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"doppel/imaging"
 )
 
@@ -115,7 +117,7 @@ func TestUpdateFound(t *testing.T) {
 func TestEnlistAndDelist(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	for _, dir := range []string{"etc/systemd/system/multi-user.target.wants", "etc/doppel", "usr/lib"} {
+	for _, dir := range []string{"etc/systemd/system/multi-user.target.wants", "etc/doppel", "usr/lib", "var/lib"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -144,8 +146,8 @@ func TestEnlistAndDelist(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"pair.json", "parted.json", "updating"} { // what the agent keeps
-		if err := os.WriteFile(filepath.Join(root, nodeDir, name), nil, 0o600); err != nil {
+	for _, name := range []string{"etc/doppel/node/pair.json", "etc/doppel/node/parted.json", "etc/doppel/node/updating", "var/lib/doppel/tables/0f/aa"} { // what the agent keeps
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -178,5 +180,71 @@ func TestEnlistAndDelist(t *testing.T) {
 	var no *RefusedError
 	if _, err := Delist(installed); !errors.As(err, &no) || readFile(t, installed, "etc/doppel/node/node.key") == "" || plan2.Found != nil {
 		t.Errorf("%v", err)
+	}
+}
+
+// An enlistment that is cut off at any of its files, by a disk that is full, and
+// is taken back then, or done again and taken back, still knows whether the
+// agent was there before.
+func TestEnlistCut(t *testing.T) {
+	needRoot(t)
+	plan, err := FoundPlan(testFound(), foundTarget())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, before := range []string{"", "a package's"} {
+		root := t.TempDir()
+		if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=256k"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+		files := map[string]string{"etc/doppel/doppel.toml": "own", "var/lib/doppel/cluster.db": "a daemon's", "etc/systemd/system/multi-user.target.wants/other": "", "usr/lib/other": ""}
+		if before != "" {
+			files[agentPath] = before
+		}
+		for name, text := range files {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := contents(t, root)
+		takeBack := func(when string) {
+			t.Helper()
+			for range 2 {
+				left, err := Delist(root)
+				if err != nil || (len(left) == 1) != (before != "") {
+					t.Errorf("%q there before, %s: it left %q, %v", before, when, left, err)
+				}
+				if have := contents(t, root); !slices.Equal(have, want) {
+					t.Errorf("%q there before, %s: it leaves\n%q\nof\n%q", before, when, have, want)
+				}
+			}
+		}
+		takeBack("before anything was done")
+		for _, file := range []string{"the agent", "node.key", "node.crt", "ca.crt"} {
+			for _, again := range []bool{false, true} {
+				enlist := func(cut bool) error {
+					content := func(name string) []byte {
+						if cut && name == file {
+							return make([]byte, 1<<20)
+						}
+						return []byte(name)
+					}
+					_, err := Enlist(root, content("the agent"), content("node.key"), Enlistment{Plan: plan, Certificate: content("node.crt"), CA: content("ca.crt")})
+					return err
+				}
+				if err := enlist(true); !errors.Is(err, unix.ENOSPC) && (before == "" || file != "the agent") {
+					t.Fatalf("it was not cut off at %s: %v", file, err)
+				}
+				when := "cut off at " + file
+				if again {
+					when += ", and done again"
+					if err := enlist(false); err != nil {
+						t.Fatal(err)
+					}
+				}
+				takeBack(when)
+			}
+		}
 	}
 }

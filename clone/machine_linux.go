@@ -209,15 +209,23 @@ func hide(c Command) error {
 	return nil
 }
 
-// lastWords are the last lines a program said, for an error.
+// maxWords bounds the words of a program in an error, in bytes: the head keeps the
+// first 4096 of a reason.
+const maxWords = 2048
+
+// lastWords are the last lines a program said, for an error. What draws a bar
+// ends its lines with carriage returns.
 func lastWords(said string) string {
-	lines := strings.Split(strings.TrimSpace(said), "\n")
+	lines := strings.FieldsFunc(said, func(r rune) bool { return r == '\n' || r == '\r' })
 	if len(lines) > 6 {
 		lines = lines[len(lines)-6:]
 	}
 	text := strings.TrimSpace(strings.Join(lines, "; "))
 	if text == "" {
 		return ""
+	}
+	if len(text) > maxWords {
+		text = "…" + strings.ToValidUTF8(text[len(text)-maxWords:], "")
 	}
 	return ": " + text
 }

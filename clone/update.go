@@ -180,24 +180,42 @@ func (u *updater) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	gone, err := u.goners(extras, foreign)
+	if err != nil {
+		return err
+	}
 	if err := u.begin(); err != nil {
 		return err
 	}
-	if err := u.remove(extras); err != nil {
+	if len(extras) == 0 || len(paths) > 0 {
+		if err := u.applyPaths(ctx, paths, foreign, gone); err != nil {
+			return err
+		}
+	} else if err := u.beforeRemovals(ctx, nil, gone); err != nil {
 		return err
 	}
-	if len(extras) > 0 && len(paths) == 0 {
-		return nil
+	return u.remove(ctx, gone)
+}
+
+// applyPaths is apply for what the image has: the whole tree, or some paths.
+func (u *updater) applyPaths(ctx context.Context, paths []string, foreign map[string]bool, gone []goner) (err error) {
+	stay := map[string]bool{} // in /boot; Own and Skip are asked once, before anything has changed
+	noted := func(ask func(string) bool, p string) bool {
+		if ask == nil || !ask(p) {
+			return false
+		}
+		if path.Dir(p) == "boot" {
+			stay[p] = true
+		}
+		return true
 	}
-	rep, err := imaging.Apply(ctx, u.image, u.chunks, u.target, imaging.ApplyOptions{
+	u.result.Apply, err = imaging.Apply(ctx, u.image, u.chunks, u.target, imaging.ApplyOptions{
 		Delete: true, Paths: paths, Full: u.o.Orders.Full, Mounts: u.plan.mounts(),
-		Skip: func(p string) bool { return foreign[p] || u.o.Skip != nil && u.o.Skip(p) },
-		Keep: func(p string) bool { return u.keeps(p) || u.o.Own != nil && u.o.Own(p) },
+		Skip: func(p string) bool { return foreign[p] || noted(u.o.Skip, p) },
+		Keep: func(p string) bool { return u.keeps(p) || noted(u.o.Own, p) },
 		Written: func() error {
-			if !u.menu || u.leavesBoot() {
-				return nil
-			}
-			return u.bootMenu(ctx, u.leaving(paths, foreign)...)
+			stays := func(p string) bool { return foreign["boot"] || u.keeps(p) || stay[p] }
+			return u.beforeRemovals(ctx, u.leaving(paths, stays), gone)
 		},
 		Change: u.changed,
 		Progress: func(p imaging.ApplyProgress) {
@@ -205,7 +223,6 @@ func (u *updater) apply(ctx context.Context) error {
 		},
 		Log: u.o.Log,
 	})
-	u.result.Apply = rep
 	return err
 }
 
@@ -239,29 +256,6 @@ func (u *updater) mayChange(name string, foreign map[string]bool) error {
 		if is && (name == dir || strings.HasPrefix(name, dir+"/") || strings.HasPrefix(dir, name+"/")) {
 			return &RefusedError{What: fmt.Sprintf("%q: on /%s there is a file system that is not of the image", name, dir), Hint: "leave it out, or unmount that"}
 		}
-	}
-	return nil
-}
-
-// remove removes what the orders name and the image lacks.
-func (u *updater) remove(names []string) error {
-	if len(names) == 0 {
-		return nil
-	}
-	tree, err := os.OpenRoot(u.target)
-	if err != nil {
-		return err
-	}
-	defer tree.Close()
-	for _, name := range names {
-		if err := tree.RemoveAll(name); err != nil {
-			return err
-		}
-		if err := u.setTime(tree, path.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		u.result.Removed = append(u.result.Removed, name)
-		u.changed(imaging.ApplyChange{Path: name, Act: imaging.ActDelete})
 	}
 	return nil
 }

@@ -89,12 +89,9 @@ func (u *updater) replace(from, to string) error {
 
 // leaving are the files in /boot that the apply is about to remove, once
 // nothing names them any more.
-func (u *updater) leaving(paths []string, foreign map[string]bool) []string {
+func (u *updater) leaving(paths []string, stays func(string) bool) []string {
 	meant := func(name string) bool {
 		return len(paths) == 0 || slices.ContainsFunc(paths, func(p string) bool { return name == p || strings.HasPrefix(name, p+"/") })
-	}
-	if foreign["boot"] {
-		return nil
 	}
 	tree, err := os.OpenRoot(u.target)
 	if err != nil {
@@ -107,7 +104,7 @@ func (u *updater) leaving(paths []string, foreign map[string]bool) []string {
 	}
 	var names []string
 	for _, e := range list {
-		if name := "boot/" + e.Name(); e.Type().IsRegular() && !u.index.has(name) && !u.keeps(name) && meant(name) {
+		if name := "boot/" + e.Name(); e.Type().IsRegular() && !u.index.has(name) && !stays(name) && meant(name) {
 			names = append(names, name)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"doppel/imaging"
 )
 
@@ -417,7 +419,7 @@ func TestUpdatePaths(t *testing.T) {
 	if fi, err := os.Stat(filepath.Join(root, "usr/sbin")); err != nil || fi.ModTime().Unix() != image.List.Get("usr/sbin").MTime.Sec {
 		t.Errorf("the time of a directory in which something was undone: %v, %v", fi, err)
 	}
-	if !slices.Equal(r.Removed, []string{"opt/trial", "opt/out", "usr/sbin/trial"}) || r.Boot || len(r.Derived) > 0 {
+	if !slices.Equal(r.Removed, []string{"opt/out", "opt/trial", "usr/sbin/trial"}) || r.Boot || len(r.Derived) > 0 {
 		t.Errorf("report %+v", r)
 	}
 	if _, err := os.Stat("/etc/passwd"); err != nil {
@@ -428,6 +430,141 @@ func TestUpdatePaths(t *testing.T) {
 	}
 	if _, err := os.Lstat(filepath.Join(root, "opt")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// Of a named path that the image lacks, what the node keeps stays: what the
+// orders keep, what the table has, what is mounted, and what a link leads to.
+func TestUpdatePathsKeep(t *testing.T) {
+	files := debianFiles()
+	files["opt/turned"] = "-> ../etc"
+	image := newImage(debianHead(), files)
+	root, plan := node(t, image, roleCompute)
+	for name, text := range map[string]string{
+		"srv/site/own/data": "precious", "srv/site/page": "by hand", "srv/site/old/page": "by hand", "srv/site/own2": "by hand",
+		"opt/trial/lost+found/piece": "fsck's", "opt/trial/tool": "by hand",
+		"data/disk/file": "another disk's", "data/file": "by hand",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../etc", filepath.Join(root, "opt/link")); err != nil {
+		t.Fatal(err)
+	}
+	hostname := readFile(t, root, "etc/hostname")
+	update := func(paths ...string) (*UpdateReport, error) {
+		o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{Image: "head@3", Paths: paths, Keep: []string{"srv/site/own/**"}}}
+		return Update(t.Context(), &Recorder{Out: io.Discard, Ran: menu(plan)}, plan, &image.Manifest, image, o)
+	}
+	r, err := update("/srv/site", "opt/trial", "opt/link/hostname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(r.Removed, []string{"opt/trial", "srv/site"}) {
+		t.Errorf("it removed %q", r.Removed)
+	}
+	for name, want := range map[string]string{
+		"srv/site/own/data": "precious", "srv/site/page": "", "srv/site/own2": "", "opt/trial/lost+found/piece": "fsck's", "opt/trial/tool": "", "etc/hostname": hostname,
+	} {
+		if have := readFile(t, root, name); have != want {
+			t.Errorf("%s is %q, not %q", name, have, want)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(root, "srv/site/old")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory with nothing that is kept: %v", err)
+	}
+
+	// A directory that becomes a link again, with what is in it.
+	turned := filepath.Join(root, "opt/turned")
+	if err := errors.Join(os.Remove(turned), os.Mkdir(turned, 0o755), os.WriteFile(filepath.Join(turned, "hostname"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := update("opt/turned", "opt/turned/hostname"); err != nil || readFile(t, root, "opt/turned/hostname") != hostname {
+		t.Errorf("/etc/hostname is %q, %v", readFile(t, root, "etc/hostname"), err)
+	}
+
+	// A file system of the plan's at a place that the image lacks, and one that
+	// is none of the plan's.
+	disk := filepath.Join(root, "data/disk")
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(disk, "precious"), []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var refused *RefusedError
+	if _, err := update("data"); !errors.As(err, &refused) || !strings.Contains(refused.What, "on /data/disk there is a file system") || readFile(t, root, "data/file") == "" {
+		t.Errorf("%v", err)
+	}
+	plan.Partitions = append(plan.Partitions, Partition{Number: 9, FS: &imaging.FileSystem{Type: "tmpfs", UUID: "9", Mount: "/data/disk"}})
+	if _, err := update("data"); err != nil || readFile(t, disk, "precious") == "" || readFile(t, root, "data/file") != "" {
+		t.Errorf("what is on a disk of the plan's: %q, and beside it: %q, %v", readFile(t, disk, "precious"), readFile(t, root, "data/file"), err)
+	}
+}
+
+// TestUpdateRevertCut undoes a kernel that somebody has put on the node, by its
+// files or with all of /boot, and with all of the tree, and ends that at each of
+// its steps: the node can start at any of these instants.
+func TestUpdateRevertCut(t *testing.T) {
+	image := newImage(debianHead(), debianFiles())
+	root, plan := node(t, image, roleCompute)
+	newer := map[string]string{"boot/vmlinuz-6.1.0-9-amd64": "kernel 9", "boot/initrd.img-6.1.0-9-amd64": "initramfs 9", "usr/lib/modules/6.1.0-9-amd64/kernel": "module 9"}
+	run := func(paths []string, cut int) (n int, err error) {
+		for name, text := range newer {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := menu(plan)(Command{Root: root, Args: []string{"grub-mkconfig", "-o", "boot/grub/grub.cfg"}}); err != nil {
+			t.Fatal(err)
+		}
+		if !starts(t, root) {
+			t.Fatal("the node does not start with the kernel that was put on it")
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
+		step := func() error {
+			if n++; n == cut {
+				cancel(errCut)
+				return errCut
+			}
+			return nil
+		}
+		o := UpdateOptions{Root: root, Work: t.TempDir(), Disk: "/dev/vda", Orders: UpdateOrders{Image: "head@3", Paths: paths, Keep: []string{"srv/**", "home/**"}}}
+		o.Change = func(imaging.ApplyChange) { _ = step() }
+		o.Report = func(Report) { _ = step() }
+		_, err = Update(ctx, &Recorder{Out: io.Discard, Ran: menu(plan), Before: func(string) error { return step() }}, plan, &image.Manifest, image, o)
+		return n, err
+	}
+	for _, paths := range [][]string{
+		{"usr/lib/modules/6.1.0-9-amd64", "boot/vmlinuz-6.1.0-9-amd64", "boot/initrd.img-6.1.0-9-amd64"},
+		{"boot/vmlinuz-6.1.0-9-amd64", "etc/nginx"}, {"boot"}, nil,
+	} {
+		steps, err := run(paths, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !starts(t, root) || readFile(t, root, "boot/vmlinuz-6.1.0-9-amd64") != "" || strings.Contains(readFile(t, root, "boot/grub/grub.cfg"), "6.1.0-9") {
+			t.Errorf("%q: the menu is %q", paths, readFile(t, root, "boot/grub/grub.cfg"))
+		}
+		for cut := 1; cut <= steps; cut++ {
+			if _, err := run(paths, cut); err != nil && !errors.Is(err, errCut) {
+				t.Fatalf("%q, cut %d: %v", paths, cut, err)
+			}
+			if !starts(t, root) {
+				t.Errorf("%q, cut %d: the node cannot start: %q", paths, cut, readFile(t, root, "boot/grub/grub.cfg"))
+			}
+		}
+	}
+
+	// The only kernel that the node has left is not removed.
+	if err := os.Remove(filepath.Join(root, "boot/vmlinuz-6.1.0-1-amd64")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run([]string{"boot/vmlinuz-6.1.0-9-amd64"}, 0); err == nil || !strings.Contains(err.Error(), "none of the image's kernels") || !starts(t, root) {
+		t.Errorf("%v; the menu is %q", err, readFile(t, root, "boot/grub/grub.cfg"))
 	}
 }
 

@@ -49,6 +49,12 @@ func TestAgentIsRenewed(t *testing.T) {
 			t.Fatalf("%+v", task)
 		}
 	}
+	// What it says may be of a later doppel.
+	later := map[string]any{"boot_id": "b", "agent": other, "mood": map[string]any{"good": true}}
+	var task clone.Task
+	if status, why := m.ask("/v1/task", later, &task); status != 200 || task.Agent == nil || task.Agent.Digest != ours {
+		t.Errorf("%d, %s: %+v", status, why, task)
+	}
 	if status, got := fetch(t, m, "/v1/agent"); status != 200 || !bytes.Equal(got, content) {
 		t.Errorf("%d, %d bytes", status, len(got))
 	}

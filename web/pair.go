@@ -105,11 +105,11 @@ func (m *Machines) tellPair(ctx context.Context, n cluster.Node, known *clone.Pa
 
 // AskPair tells a head the direction of its pair, or with a generation of 0
 // only asks, and waits for what it knows then. A node that does not ask for
-// work within a while, or does not take the word, gives a
+// work within a while, does not answer then, or does not take the word, gives a
 // *cluster.RefusedError.
 func (m *Machines) AskPair(ctx context.Context, node string, w clone.PairWord) (clone.PairWord, error) {
 	o := clone.PairOrders{ID: newInstall(), PairWord: w}
-	got, err := m.questions.ask(ctx, node, o.ID, clone.Task{Pair: &o})
+	got, err := m.questions.askBriefly(ctx, node, o.ID, clone.Task{Pair: &o})
 	if err != nil {
 		return clone.PairWord{}, err
 	}

@@ -48,8 +48,26 @@ func (q *questions) ask(ctx context.Context, node, id string, task clone.Task) (
 	case a := <-v.answer:
 		return a, nil
 	case <-ctx.Done():
+	}
+	q.drop(id)
+	select {
+	case a := <-v.answer: // it came just before, and may be a connection
+		return a, nil
+	default:
 		return nil, context.Cause(ctx)
 	}
+}
+
+// askBriefly is ask for what a node answers as soon as it has the task. One that
+// takes it and is gone then, by a power cut say, has been given it for nothing:
+// that it does not answer gives a *cluster.RefusedError, too.
+func (q *questions) askBriefly(ctx context.Context, node, id string, task clone.Task) (any, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*pickupTime, &cluster.RefusedError{
+		What: node + " took the task, and has not answered",
+		Hint: "see that it is up, and journalctl -u doppel-agent on it; then ask again",
+	})
+	defer cancel()
+	return q.ask(ctx, node, id, task)
 }
 
 func (q *questions) put(id string, v *question) {

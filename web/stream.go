@@ -26,7 +26,7 @@ func (m *Machines) OpenCapture(ctx context.Context, node string, stays bool) (ne
 		return nil, &cluster.RefusedError{What: node + " is not a node with an agent", Hint: "install it with doppel deploy, or make it a node with doppel node enlist"}
 	}
 	o := clone.CaptureOrders{ID: newInstall(), Stays: stays}
-	answer, err := m.questions.ask(ctx, node, o.ID, clone.Task{Capture: &o})
+	answer, err := m.questions.askBriefly(ctx, node, o.ID, clone.Task{Capture: &o})
 	if err != nil {
 		return nil, err
 	}

@@ -31,8 +31,9 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	// An agent of another doppel may say more. It is to be given this one's.
 	var body clone.Idle
-	if err := readBody(w, r, maxWord, &body); err != nil {
+	if err := readBodyAs(w, r, maxWord, &body, false); err != nil {
 		return nil, err
 	}
 	// All else may need an agent that was built with this doppel.

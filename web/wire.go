@@ -53,11 +53,16 @@ const bodyTime = 30 * time.Second
 
 // readBody reads a request's JSON body strictly.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
+	return readBodyAs(w, r, limit, into, true)
+}
+
+// readBodyAs is readBody, which ignores unknown fields unless it is strict.
+func readBodyAs(w http.ResponseWriter, r *http.Request, limit int64, into any, strict bool) error {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Now().Add(bodyTime)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return fmt.Errorf("bounding the time of a body: %w", err)
 	}
-	err := decodeStrict(http.MaxBytesReader(w, r.Body, limit), into)
+	err := decode(http.MaxBytesReader(w, r.Body, limit), into, strict)
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return problemf(http.StatusRequestEntityTooLarge, "", "the body is larger than %d bytes", tooLarge.Limit)
 	}
@@ -70,10 +75,12 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) err
 	return nil
 }
 
-// decodeStrict reads exactly one JSON value with no unknown fields.
-func decodeStrict(r io.Reader, into any) error {
+// decode reads exactly one JSON value, with no unknown fields if it is strict.
+func decode(r io.Reader, into any, strict bool) error {
 	d := json.NewDecoder(r)
-	d.DisallowUnknownFields()
+	if strict {
+		d.DisallowUnknownFields()
+	}
 	if err := d.Decode(into); err != nil {
 		if errors.Is(err, io.EOF) {
 			return errors.New("it is empty")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ func startReporter(ctx context.Context, h *head, path string, cancel context.Can
 
 // report takes a word without blocking.
 func (r *reporter) report(w clone.Report) {
+	w.Detail = clip(w.Detail)
 	r.mu.Lock()
 	if n := len(r.pending); n > 0 && r.pending[n-1].Stage == w.Stage && w.Done > 0 {
 		r.pending[n-1] = w
@@ -85,6 +87,17 @@ func (r *reporter) show(w clone.Report) {
 	default:
 		r.head.say("%s %s", w.Stage, w.Detail)
 	}
+}
+
+// maxDetail bounds the words that go with a stage, in bytes: the head keeps no
+// more of them.
+const maxDetail = 4096
+
+func clip(words string) string {
+	if len(words) > maxDetail {
+		return strings.ToValidUTF8(words[:maxDetail], "")
+	}
+	return words
 }
 
 func percent(done, total int64) int64 {

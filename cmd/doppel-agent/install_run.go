@@ -332,7 +332,7 @@ func (in *installer) giveUp(ctx context.Context, why error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWordPatience)
 	defer cancel()
-	w := clone.Report{Stage: clone.StageFailed, Detail: why.Error()}
+	w := clone.Report{Stage: clone.StageFailed, Detail: clip(why.Error())}
 	if in.plan != nil {
 		w.Install = in.plan.ID
 	}

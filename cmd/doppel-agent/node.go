@@ -60,6 +60,7 @@ type node struct {
 	config  clone.NodeConfig
 	head    *head
 	every   time.Duration
+	pause   time.Duration // before it asks again when it was refused; see updatePatience
 	up      func(ctx context.Context) (clone.Up, error)
 	machine clone.Machine
 	disk    func() (string, error)  // that it runs from
@@ -68,7 +69,7 @@ type node struct {
 
 func openNode(dir string, say func(string, ...any)) (*node, error) {
 	n := &node{
-		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, up: describeUp, machine: clone.NewLinux(),
+		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, pause: updatePatience, up: describeUp, machine: clone.NewLinux(),
 		disk:   func() (string, error) { return rootDisk("/", sysfs("/sys")) },
 		become: becomeService,
 	}
@@ -100,9 +101,8 @@ func openNode(dir string, say func(string, ...any)) (*node, error) {
 	return n, n.head.wear(pair.Certificate[0], key)
 }
 
-// tables is where the tables of packs are kept between updates: in a directory
-// that no image has.
-func (n *node) tables() string { return filepath.Join(n.root, "var/lib/doppel/tables") }
+// tables is where the tables of packs are kept between updates.
+func (n *node) tables() string { return filepath.Join(n.root, clone.TablesPath) }
 
 // becomeService goes on as another agent: the same process, for systemd the same
 // service, which says once more that it is ready.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os/exec"
 	"strings"
@@ -17,6 +18,10 @@ import (
 	"doppel/clone"
 	"doppel/imaging/wire"
 )
+
+// streamPause is how long a node that got no stream waits before it asks for work
+// again, where the same capture still waits for it: the head does so for longer.
+const streamPause = 10 * time.Second
 
 // serveCapture is the far end of a capture that the head takes of this node, or
 // of captures that follow one another: these go on beside, counted in others.
@@ -30,9 +35,13 @@ func (n *node) serveCapture(ctx context.Context, log *slog.Logger, o *clone.Capt
 		return
 	case errors.As(err, &no):
 		log.Warn("the head does not want the capture any more", "err", err)
+		if no.Status != http.StatusForbidden {
+			sleep(ctx, min(n.pause, streamPause))
+		}
 		return
 	default:
 		log.Error("the head was not reached to be captured by", "err", err)
+		sleep(ctx, min(n.pause, streamPause))
 		return
 	}
 	log.Info("being captured", "stays", o.Stays)

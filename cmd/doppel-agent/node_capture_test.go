@@ -143,5 +143,41 @@ func TestNodeCaptureCut(t *testing.T) {
 	if _, err := hd.stream(ctx, "/v1/stream"); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	(&node{head: hd, self: "/proc/self/exe"}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{}, nil)
+	began := time.Now()
+	(&node{head: hd, self: "/proc/self/exe", pause: time.Minute}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{}, nil)
+	if time.Since(began) > streamPause/2 {
+		t.Error("it waits though nobody wants the capture any more")
+	}
+}
+
+// A node that gets no stream, and is not told that nobody wants it, does not ask
+// for the same capture again at once.
+func TestNodeCapturePauses(t *testing.T) {
+	for _, answer := range []string{"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", ""} {
+		n := newTestNode(t)
+		n.pause = time.Hour
+		given, asked := 0, make(chan struct{}, 1000)
+		n.do = func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v1/task" {
+				given++
+				json.NewEncoder(w).Encode(clone.Task{Capture: &clone.CaptureOrders{ID: "C1"}})
+				return
+			}
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			io.WriteString(c, answer)
+			c.Close()
+			asked <- struct{}{}
+		}
+		stop := n.obeying(t)
+		<-asked
+		time.Sleep(300 * time.Millisecond)
+		stop()
+		if given != 1 {
+			t.Errorf("%q: it was given the capture %d times", answer, given)
+		}
+	}
 }

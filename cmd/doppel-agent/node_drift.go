@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 
@@ -28,10 +27,9 @@ func (n *node) answerDrift(ctx context.Context, log *slog.Logger, o *clone.Drift
 	}
 	if err != nil {
 		log.Error("this node could not be compared", "with", o.Image, "err", err)
-		word.Failed = err.Error()
+		word.Failed = clip(err.Error())
 	}
-	var no *refusal
-	if _, err := n.head.ask(ctx, "/v1/drift", word, nil); err != nil && ctx.Err() == nil && !errors.As(err, &no) {
+	if err := n.tell(ctx, "/v1/drift", word); err != nil && ctx.Err() == nil {
 		log.Warn("the head does not hear how this node differs", "err", err)
 	}
 }

@@ -110,11 +110,10 @@ func (n *node) hearPair(ctx context.Context, log *slog.Logger, o *clone.PairOrde
 	case known != nil:
 		answer.PairWord = *known
 	}
-	var no *refusal
-	if _, err := n.head.ask(ctx, "/v1/pair", answer, nil); err != nil && ctx.Err() == nil && !errors.As(err, &no) {
+	if err := n.tell(ctx, "/v1/pair", answer); err != nil && ctx.Err() == nil {
 		log.Warn("the head does not hear what this node knows of its pair", "err", err)
 	}
 	if answer.Failed != "" && o.ID == "" {
-		sleep(ctx, updatePatience) // it would be told the same again at once
+		sleep(ctx, n.pause) // it would be told the same again at once
 	}
 }

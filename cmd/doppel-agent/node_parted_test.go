@@ -176,7 +176,7 @@ func (h *heads) wants(files map[string]string) {
 }
 
 func common() map[string]string {
-	files := map[string]string{"srv/link/one": "linked", "srv/link/a": "linked too"}
+	files := map[string]string{"srv/link/one": "linked", "srv/link/a": "linked too", "var/lib/state": "base"}
 	for _, name := range []string{
 		"etc/alone", "etc/same", "etc/mine", "etc/theirs", "etc/both", "etc/mode", "etc/touched", "opt/gone/by/them", "opt/gone/mine", "opt/dropped/a", "opt/dropped/b", "opt/half/a",
 		"opt/tree/a", "opt/tree/deep/b", "opt/deleted/here", "opt/deleted/there", "opt/file", "opt/dir/x",

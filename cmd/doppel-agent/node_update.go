@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -46,7 +47,7 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 		idle := clone.Idle{BootID: strings.TrimSpace(string(boot)), Agent: self, AgentRefused: refused}
 		if idle.Pair, err = n.pair(); err != nil {
 			log.Error("what this node was told of its pair cannot be read", "err", err)
-			sleep(ctx, updatePatience)
+			sleep(ctx, n.pause)
 			continue
 		}
 		_, err := n.head.ask(ctx, "/v1/task", idle, &t)
@@ -56,14 +57,14 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 			return
 		case errors.As(err, &no):
 			log.Error("the head has no work for this node", "err", err)
-			sleep(ctx, updatePatience)
+			sleep(ctx, n.pause)
 		case t.Agent != nil:
 			err := n.renew(ctx, log, t.Agent)
 			switch {
 			case err == nil || ctx.Err() != nil:
 			case errors.Is(err, errFetch):
 				log.Warn("the head's agent did not arrive", "err", err)
-				sleep(ctx, updatePatience)
+				sleep(ctx, n.pause)
 			default:
 				log.Error("the head's agent is not used", "err", err)
 				refused, since = &clone.AgentRefusal{Digest: t.Agent.Digest, Why: err.Error()}, time.Now()
@@ -103,19 +104,48 @@ func (n *node) carryOut(ctx context.Context, log *slog.Logger, o *clone.UpdateOr
 		return
 	case errors.As(err, &no):
 		log.Warn("the update was stopped by the head", "to", o.Image, "err", err)
+		n.hold(ctx, err)
 		return
 	case err != nil:
 		log.Error("the update failed", "to", o.Image, "err", err)
 	default:
 		log.Info("updated", "to", o.Image, "seconds", result.Seconds)
 	}
-	word := clone.UpdateWord{Report: clone.Report{Install: o.ID, Stage: clone.StageFinish}, Result: result}
+	word := clone.UpdateWord{Report: clone.Report{Install: o.ID, Stage: clone.StageFinish}, Result: brief(result)}
 	if err != nil {
-		word.Stage, word.Detail = clone.StageFailed, err.Error()
+		word.Stage, word.Detail = clone.StageFailed, clip(err.Error())
 	}
-	if _, err := n.head.ask(ctx, "/v1/update", word, nil); err != nil && ctx.Err() == nil {
+	if err := n.tell(ctx, "/v1/update", word); err != nil && ctx.Err() == nil {
 		log.Warn("the head does not want to know how the update ended", "err", err)
 	}
+}
+
+// tell gives the head a word on what it has asked for.
+func (n *node) tell(ctx context.Context, path string, word any) error {
+	_, err := n.head.ask(ctx, path, word, nil)
+	n.hold(ctx, err)
+	return err
+}
+
+// hold waits after a refusal that does not say that nobody wants the word any
+// more: asked for work, the head would give the same again at once, without end.
+func (n *node) hold(ctx context.Context, err error) {
+	var no *refusal
+	if errors.As(err, &no) && no.status != http.StatusForbidden {
+		sleep(ctx, n.pause)
+	}
+}
+
+// brief is a report without the lists that grow with the image, of which the
+// head keeps counts.
+func brief(r *clone.UpdateReport) *clone.UpdateReport {
+	if r == nil || r.Apply == nil {
+		return r
+	}
+	short, apply := *r, *r.Apply
+	apply.Withheld, apply.Losses = nil, nil
+	short.Apply = &apply
+	return &short
 }
 
 // update makes this node what the orders say.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"doppel/clone"
 	"doppel/imaging"
@@ -106,6 +108,9 @@ type testNode struct {
 	words chan clone.UpdateWord
 	// refuse has the head refuse words from this stage on.
 	refuse clone.Stage
+	// status, if any, is the answer to words of this stage that changes nothing.
+	status map[clone.Stage]int
+	given  int // tasks
 }
 
 func newTestNode(t *testing.T) *testNode {
@@ -144,13 +149,17 @@ func newTestNode(t *testing.T) *testNode {
 				w.WriteHeader(http.StatusNoContent)
 				return
 			}
+			n.given++
 			json.NewEncoder(w).Encode(clone.Task{Update: n.tasks[0]})
 		case "/v1/update":
 			var word clone.UpdateWord
 			if err := json.NewDecoder(r.Body).Decode(&word); err != nil {
 				t.Error(err)
 			}
-			if n.refuse != "" && word.Stage == n.refuse {
+			if status := n.status[word.Stage]; status != 0 {
+				w.WriteHeader(status)
+				io.WriteString(w, `{"error":"the body is not what it should be"}`)
+			} else if n.refuse != "" && word.Stage == n.refuse {
 				n.tasks = nil
 				w.WriteHeader(http.StatusForbidden)
 				io.WriteString(w, `{"error":"this update was taken back"}`)
@@ -252,6 +261,50 @@ func TestNodeUpdateTakenBack(t *testing.T) {
 	n.order(&clone.UpdateOrders{ID: "U2", Image: "head@2", Access: access})
 	if w := n.last(t); w.Stage != clone.StageFinish || w.Install != "U2" {
 		t.Errorf("%+v", w)
+	}
+}
+
+// A head that does not understand a node's words has said nothing about the
+// orders, and gives them again: the node leaves it alone for a while.
+func TestNodeUpdateNotUnderstood(t *testing.T) {
+	access := imageOf(t, headFiles(nil))
+	for _, c := range []struct {
+		stage  clone.Stage
+		status int
+	}{{clone.StageCheck, http.StatusBadRequest}, {clone.StageFinish, http.StatusBadRequest}, {clone.StageFinish, http.StatusRequestEntityTooLarge}} {
+		t.Run(fmt.Sprint(c.stage, c.status), func(t *testing.T) {
+			n := newTestNode(t)
+			n.pause = time.Hour
+			n.status = map[clone.Stage]int{c.stage: c.status}
+			n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
+			stop := n.obeying(t)
+			for w := range n.words {
+				if w.Stage == c.stage {
+					break
+				}
+			}
+			time.Sleep(300 * time.Millisecond) // in which it would have asked, and been given the same
+			stop()
+			if n.given != 1 {
+				t.Errorf("it was given its orders %d times", n.given)
+			}
+		})
+	}
+}
+
+// What a program says without end, and what an image has without end, is not
+// told: the head takes no word of that size, and would not hear how it ended.
+func TestNodeUpdateSaysLittle(t *testing.T) {
+	n := newTestNode(t)
+	n.machine = &clone.Recorder{Out: io.Discard, Ran: func(clone.Command) error { return errors.New(strings.Repeat("ä", 1<<20)) }}
+	n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Pre: "false", Access: imageOf(t, headFiles(nil))})
+	n.obeying(t)
+	if w := n.last(t); w.Stage != clone.StageFailed || len(w.Detail) > 4096 || !strings.Contains(w.Detail, "ää") || !utf8.ValidString(w.Detail) {
+		t.Errorf("%s: %d bytes", w.Stage, len(w.Detail))
+	}
+	r := clone.UpdateReport{Apply: &imaging.ApplyReport{Written: 3, Lost: 1, Withheld: []string{"a"}, Losses: []imaging.Loss{{Path: "b"}}}}
+	if b := brief(&r); b.Apply.Written != 3 || b.Apply.Lost != 1 || b.Apply.Withheld != nil || b.Apply.Losses != nil || len(r.Apply.Withheld) != 1 {
+		t.Errorf("%+v of %+v", b.Apply, r.Apply)
 	}
 }
 

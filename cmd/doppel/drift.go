@@ -39,7 +39,7 @@ anything differs that may not.
 
 --revert undoes what was changed at the paths that it names, and below them:
 they are made as in the version that the node runs, and what that lacks is
-removed. All else stays as it is.
+removed, but for what the node keeps there. All else stays as it is.
 
 --adopt takes what was changed at the paths that it names, and below them, into
 a new version of the node's image, which is for images that nothing captures

@@ -50,8 +50,9 @@ in place, but kept until doppel sync drift NODE --adopt or --revert decides. A
 machine that is a node of another doppel, or was installed,
 is refused. To do it again, after an interruption too, comes to the same.
 
---undo stops the unit, takes away all that enlist has put there, and removes the
-node from the inventory.
+--undo stops the unit, takes away all that enlist has put there and the agent has
+kept since, and removes the node from the inventory. An agent that was there
+before stays.
 
 A machine whose root is on LVM, md or dm-crypt is captured like any other, but an
 update in place is refused there unless its [[sync]] keeps boot/** and
@@ -327,7 +328,7 @@ func printEnlisted(w io.Writer, g *globals, did string, e *enlisting, a web.Enli
 // undo takes back what an enlistment has put on the machine, and then the node.
 func (e *enlisting) undo(ctx context.Context, g *globals, o enlistFlags, out io.Writer) error {
 	if o.dryRun {
-		_, err := fmt.Fprintf(out, "would stop doppel-agent.service on %s, remove it, /usr/lib/doppel and /etc/doppel/node there, and the node %s\n", e.host, o.name)
+		_, err := fmt.Fprintf(out, "would stop doppel-agent.service on %s, remove it, /usr/lib/doppel, /etc/doppel/node and /var/lib/doppel/tables there, and the node %s\n", e.host, o.name)
 		return err
 	}
 	n, err := g.client().Node(ctx, o.name)
