@@ -46,7 +46,7 @@ type UpdateOrders struct {
 	ID    string   `json:"id"`
 	Image string   `json:"image"`           // NAME@VERSION
 	Keep  []string `json:"keep,omitempty"`  // paths that the node keeps as they are: patterns as in Rule
-	Paths []string `json:"paths,omitempty"` // from the root: these alone, and what is below them; empty: everything
+	Paths []string `json:"paths,omitempty"` // from the root: these and what is below them, unless they end with imaging.Alone; empty: everything
 	Full  bool     `json:"full,omitempty"`  // compare by content, instead of trusting size and time
 	Force bool     `json:"force,omitempty"` // though the image is of another distribution
 	Pre   string   `json:"pre,omitempty"`   // shell command to run first; when it fails, nothing is touched

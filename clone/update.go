@@ -234,12 +234,18 @@ func (u *updater) paths(foreign map[string]bool) (have, extras []string, err err
 		if name == "" {
 			return nil, nil, nil // everything
 		}
-		if err := u.mayChange(name, foreign); err != nil {
+		alone := strings.HasSuffix(p, imaging.Alone)
+		if err := u.mayChange(name, alone, foreign); err != nil {
 			return nil, nil, err
 		}
-		if u.index.has(name) {
+		switch {
+		case alone && u.index.has(name):
+			have = append(have, name+imaging.Alone)
+		case alone:
+			return nil, nil, fmt.Errorf("the version has no directory %q", name)
+		case u.index.has(name):
 			have = append(have, name)
-		} else {
+		default:
 			extras = append(extras, name)
 		}
 	}
@@ -247,13 +253,13 @@ func (u *updater) paths(foreign map[string]bool) (have, extras []string, err err
 }
 
 // mayChange refuses a path that is the node's own, or holds what is not of the
-// image.
-func (u *updater) mayChange(name string, foreign map[string]bool) error {
+// image, unless it is meant alone.
+func (u *updater) mayChange(name string, alone bool, foreign map[string]bool) error {
 	if u.keeps(name) {
 		return &RefusedError{What: fmt.Sprintf("%q is %s's own", name, u.plan.Node), Hint: "leave it out"}
 	}
 	for dir, is := range foreign {
-		if is && (name == dir || strings.HasPrefix(name, dir+"/") || strings.HasPrefix(dir, name+"/")) {
+		if is && (name == dir || strings.HasPrefix(name, dir+"/") || !alone && strings.HasPrefix(dir, name+"/")) {
 			return &RefusedError{What: fmt.Sprintf("%q: on /%s there is a file system that is not of the image", name, dir), Hint: "leave it out, or unmount that"}
 		}
 	}

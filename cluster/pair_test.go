@@ -222,6 +222,13 @@ func TestActiveIsNotUpdated(t *testing.T) {
 	if n := node(t, c, "head1"); n.Runs != "head@2" {
 		t.Errorf("it runs %s", n.Runs)
 	}
+	// What was ordered of paths is not forgotten for others.
+	commit(t, c, OrderUpdate{Node: "head1", ID: "P1", Image: "head@3", Digest: "d", Paths: []string{"etc/motd"}})
+	refuses(t, c, OrderUpdate{Node: "head1", ID: "P2", Image: "head@4", Digest: "d", Paths: []string{"etc/hosts"}}, "other paths of head1 are being made as in head@3", "wait for its end: doppel status")
+	if n := node(t, c, "head1"); n.Update.ID != "P1" || !n.Update.Pending() {
+		t.Errorf("%+v", n.Update)
+	}
+	commit(t, c, EndUpdate{Node: "head1", ID: "P1"}, OrderUpdate{Node: "head1", ID: "P2", Image: "head@2", Digest: "d", Paths: []string{"etc/hosts"}}, EndUpdate{Node: "head1", ID: "P2"})
 	refuses(t, c, OrderUpdate{Node: "head1", ID: "U3", Image: "other@2", Digest: "d", Paths: []string{"etc/motd"}}, "can only be made as in head@2", "")
 	refuses(t, c, OrderUpdate{Node: "head2", ID: "U4", Image: "head@2", Digest: "d", Paths: []string{"etc/motd"}}, "can only be made as in head@1", "")
 	// What a head has of its own is not undone by another image.

@@ -32,7 +32,8 @@ type Update struct {
 func (u *Update) Pending() bool { return u != nil && u.Ended.IsZero() }
 
 // OrderUpdate asks for a node that runs to be made equal to a version in
-// place. It takes the place of an update that has not ended.
+// place. It takes the place of an update that has not ended, but paths not of
+// other paths: nobody would order those again.
 type OrderUpdate struct {
 	Node   string `json:"node"`
 	ID     string `json:"id"` // new
@@ -44,12 +45,13 @@ type OrderUpdate struct {
 
 	// Paths, from the root, are to be as in the version that the node runs, or,
 	// on the active head of a pair, as in any version of its image; what else
-	// differs stays. Empty: everything.
+	// differs stays. What is below them is meant, too, unless they end with "/.".
+	// Empty: everything.
 	Paths []string `json:"paths,omitempty"`
 }
 
-// maxPaths bounds how many paths an update may name.
-const maxPaths = 1000
+// MaxPaths bounds how many paths an update may name.
+const MaxPaths = 1000
 
 // BeginUpdate says that a node was given its orders.
 type BeginUpdate struct {
@@ -116,7 +118,10 @@ func (c OrderUpdate) prepare(s *state, at time.Time) (Change, error) {
 	if len(c.Paths) > 0 && c.Image != n.Runs && (active == "" || image != active) {
 		return nil, refuse("leave the version out", "paths of %s can only be made as in %s, which it runs, and not as in %s", n.Name, n.Runs, c.Image)
 	}
-	if len(c.Paths) > maxPaths {
+	if len(c.Paths) > 0 && n.Update.Pending() && len(n.Update.Paths) > 0 {
+		return nil, refuse("wait for its end: doppel status", "other paths of %s are being made as in %s, which this would leave undone", n.Name, n.Update.Image)
+	}
+	if len(c.Paths) > MaxPaths {
 		return nil, refuse("name the directories that they are in, or update all", "%d paths are more than can be named", len(c.Paths))
 	}
 	for _, p := range c.Paths {

@@ -70,7 +70,7 @@ func TestAdopt(t *testing.T) {
 		{name: "below a file", paths: []string{"etc/new/deep/file"}, want: "etc/new/deep directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			list, err := adopt(a.m(), b.m(), c.paths)
+			list, err := adopted(a.m(), b.m(), c.paths, false)
 			if c.err != "" {
 				if err == nil || !strings.Contains(err.Error(), c.err) {
 					t.Errorf("%v", err)
@@ -94,8 +94,144 @@ func TestAdopt(t *testing.T) {
 	b2.dir("etc/motd")
 	b2.file("etc/motd/below", "b")
 	sortEntries(b2.list)
-	if _, err := adopt(a.m(), b2.m(), []string{"etc/motd/below"}); err == nil || !strings.Contains(err.Error(), "name that") {
+	if _, err := adopted(a.m(), b2.m(), []string{"etc/motd/below"}, false); err == nil || !strings.Contains(err.Error(), "name that") {
 		t.Errorf("below what is a file: %v", err)
+	}
+}
+
+func adopted(a, b *Manifest, paths []string, alone bool) (Entries, error) {
+	ad, err := newAdoption(&a.List, &b.List, paths, alone)
+	if err != nil {
+		return Entries{}, err
+	}
+	return ad.merge()
+}
+
+// lists insists on lines of a listing; those with ! before them may not be there.
+func lists(t *testing.T, list *Entries, lines ...string) {
+	t.Helper()
+	have := "\n" + listing(list)
+	for _, w := range lines {
+		gone, not := strings.CutPrefix(w, "!")
+		if not == strings.Contains(have, "\n"+gone) {
+			t.Errorf("%q: there is\n%s", w, have)
+		}
+	}
+}
+
+// What one of the two has left out stays as the base has it, whatever the other
+// has there.
+func TestAdoptOpaque(t *testing.T) {
+	ref := func(content string) string { return store.Sum([]byte(content)).String()[:15] }
+	a := newTree()
+	a.dir("var")
+	a.dir("var/lib")
+	a.file("var/lib/app", "a")
+	a.file("var/lib/cache", "a")
+	a.dir("var/lib/both").Opaque = true
+	a.dir("var/lib/gone").Opaque = true
+	a.dir("var/lib/here")
+	a.file("var/lib/here/one", "a")
+	a.dir("var/lib/mysql").Opaque = true
+	sortEntries(a.list)
+	b := newTree()
+	b.dir("var")
+	b.dir("var/lib")
+	b.file("var/lib/app", "b")
+	b.dir("var/lib/both").Opaque = true
+	b.at("var/lib/both").Mode = 0o700
+	b.dir("var/lib/here").Opaque = true
+	b.dir("var/lib/mysql")
+	b.file("var/lib/mysql/live", "b")
+	sortEntries(b.list)
+	list, err := adopted(a.m(), b.m(), []string{"var/lib"}, false)
+	must(t, err)
+	lists(t, &list, "var/lib/app file "+ref("b"), "!var/lib/cache", "!var/lib/mysql/live", "var/lib/mysql directory", "var/lib/gone directory", "var/lib/here/one file "+ref("a"))
+	for p, opaque := range map[string]bool{"var/lib/mysql": true, "var/lib/gone": true, "var/lib/here": false, "var/lib/both": true} {
+		if e := list.Get(p); e == nil || e.Opaque != opaque {
+			t.Errorf("%s is %+v", p, e)
+		}
+	}
+	if e := list.Get("var/lib/both"); e.Mode != 0o700 {
+		t.Errorf("var/lib/both has mode %o", e.Mode)
+	}
+	for _, p := range []string{"var/lib/mysql", "var/lib/mysql/live", "var/lib/here/one"} {
+		if _, err := adopted(a.m(), b.m(), []string{p}, false); err == nil || !strings.Contains(err.Error(), "was left out") {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+	// A directory that is gone stays for what was left out in it.
+	none := newTree()
+	list, err = adopted(a.m(), none.m(), []string{"var"}, false)
+	must(t, err)
+	lists(t, &list, "var/lib directory", "var/lib/mysql directory", "!var/lib/app", "!var/lib/here")
+	none.file("var", "b")
+	if _, err := adopted(a.m(), none.m(), []string{"var"}, false); err == nil || !strings.Contains(err.Error(), "is to stay") {
+		t.Errorf("a file in its place: %v", err)
+	}
+}
+
+// Paths that are meant alone leave all that is beside and below them, and Apply
+// with the order makes the one tree of the other.
+func TestAdoptOnly(t *testing.T) {
+	ref := func(content string) string { return store.Sum([]byte(content)).String()[:15] }
+	a, b := newTree(), newTree()
+	b.chunks = a.chunks
+	for _, dir := range []string{"etc", "etc/app", "old", "old/sub", "part", "turned"} {
+		a.dir(dir)
+	}
+	a.file("etc/app/mine", "a")
+	a.file("etc/app/newer", "a, newer")
+	a.file("old/sub/f", "a")
+	a.file("part/gone", "a")
+	a.file("part/newer", "a, newer")
+	a.file("turned/f", "a")
+	for _, dir := range []string{"etc", "etc/app", "new", "new/sub"} {
+		b.dir(dir)
+	}
+	b.at("etc").Mode = 0o700
+	b.file("etc/app/mine", "b")
+	b.file("etc/app/newer", "older")
+	b.file("new/sub/f", "b")
+	b.file("new/late", "b")
+	b.file("turned", "b")
+	sortEntries(a.list)
+	sortEntries(b.list)
+	paths := []string{"etc", "etc/app/mine", "new", "new/sub", "new/sub/f", "old", "old/sub", "old/sub/f", "part", "part/gone", "turned", "turned/f", "never"}
+	am, bm := a.m(), b.m()
+	ad, err := newAdoption(&am.List, &bm.List, paths, true)
+	must(t, err)
+	list, err := ad.merge()
+	must(t, err)
+	lists(t, &list, "etc/app/mine file "+ref("b"), "etc/app/newer file "+ref("a, newer"), "new/sub/f file", "!new/late", "!old", "part directory", "!part/gone", "part/newer file", "turned file "+ref("b"))
+	if e := list.Get("etc"); e.Mode != 0o700 {
+		t.Errorf("etc has mode %o", e.Mode)
+	}
+	order := ad.order()
+	if have := strings.Join(order, " "); have != "etc/. etc/app/mine new old part/gone turned" {
+		t.Errorf("the order is %q", have)
+	}
+	if _, err := newAdoption(&am.List, &bm.List, []string{"turned"}, true); err == nil || !strings.Contains(err.Error(), "is to stay") {
+		t.Errorf("a file in the place of what stays: %v", err)
+	}
+	// On a tree that has become newer than a meanwhile.
+	dir := t.TempDir()
+	a.apply(t, dir, ApplyOptions{})
+	write(t, filepath.Join(dir, "etc/app/newer"), "newest")
+	write(t, filepath.Join(dir, "etc/app/newest"), "newest")
+	m := &Manifest{Head: am.Head, List: list}
+	for _, name := range []string{"old", "part/gone"} { // as an update does, of what the version lacks
+		must(t, os.RemoveAll(filepath.Join(dir, name)))
+	}
+	_, err = Apply(t.Context(), m, a.chunks, dir, ApplyOptions{Delete: true, Paths: []string{"etc/.", "new", "turned", "etc/app/mine"}})
+	must(t, err)
+	for name, want := range map[string]string{"etc/app/mine": "b", "etc/app/newer": "newest", "etc/app/newest": "newest", "part/newer": "a, newer", "new/sub/f": "b", "turned": "b"} {
+		if have := read(t, filepath.Join(dir, name)); have != want {
+			t.Errorf("%s is %q", name, have)
+		}
+	}
+	if fi, err := os.Stat(filepath.Join(dir, "etc")); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("etc: %v, %v", fi.Mode(), err)
 	}
 }
 

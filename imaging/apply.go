@@ -23,11 +23,14 @@ type ChunkSource interface {
 	StreamNumbers(ctx context.Context, numbers []uint32, workers int, fn func(number uint32, b []byte) error) error
 }
 
+// Alone ends the path of a directory that is meant without what is in it.
+const Alone = "/."
+
 // ApplyOptions say how a tree is to be made equal to a manifest. The zero
 // value writes everything that differs and deletes nothing.
 type ApplyOptions struct {
 	Delete   bool                   // remove what the manifest does not have
-	Paths    []string               // only these entries, what is below them, and the directories that lead to them
+	Paths    []string               // only these entries, what is below them, and the directories that lead to them; with Alone at its end, without what is below
 	DryRun   bool                   // only say what would be done
 	Full     bool                   // read what is there and compare digests, instead of trusting size and mtime
 	Lossy    bool                   // as root too, list what cannot be set instead of failing: for trees in memory, whose file system may know no extended attributes

@@ -190,7 +190,7 @@ func (x *treeIndex) next(n *treeNode) *treeNode {
 
 // selectPaths marks what is wanted: everything, or the given paths with what
 // is below them, the directories that lead there, and the first names of
-// hard links among them.
+// hard links among them. Of a path with Alone at its end nothing below is.
 func (x *treeIndex) selectPaths(paths []string) error {
 	if len(paths) == 0 {
 		x.want(x.root)
@@ -204,6 +204,10 @@ func (x *treeIndex) selectPaths(paths []string) error {
 		i, ok := x.list.Find(clean)
 		if !ok {
 			return fmt.Errorf("%q is not in the image", p)
+		}
+		if n := &x.nodes[i]; n.isDir() && strings.HasSuffix(p, Alone) {
+			n.wayTo()
+			continue
 		}
 		x.want(&x.nodes[i])
 	}
@@ -219,10 +223,15 @@ func (x *treeIndex) selectPaths(paths []string) error {
 
 // want marks n, what is below it, and the way to it.
 func (x *treeIndex) want(n *treeNode) {
-	for up := n.parent; up != nil && up.wanted == notWanted; up = up.parent {
-		up.wanted = wantedWay
-	}
+	n.parent.wayTo()
 	for i := n.at; i < n.end; i++ {
 		x.nodes[i].wanted = wantedAll
+	}
+}
+
+// wayTo marks n and the way to it, unless they are wanted already.
+func (n *treeNode) wayTo() {
+	for ; n != nil && n.wanted == notWanted; n = n.parent {
+		n.wanted = wantedWay
 	}
 }

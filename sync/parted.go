@@ -246,11 +246,13 @@ func (m *Merge) gone(base, target *imaging.Manifest, p string) bool {
 	return false
 }
 
-// Below tells whether a path is one of those named, or below one.
+// Below tells whether a path is one of those named, or below one that is not
+// meant alone.
 func Below(p string, named []string) bool {
 	return slices.ContainsFunc(named, func(n string) bool {
+		alone := strings.HasSuffix(n, imaging.Alone)
 		n = path.Clean("/" + n)[1:]
-		return n == "" || p == n || strings.HasPrefix(p, n+"/")
+		return n == "" || p == n || !alone && strings.HasPrefix(p, n+"/")
 	})
 }
 

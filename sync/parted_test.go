@@ -119,7 +119,7 @@ func TestChangedSince(t *testing.T) {
 	if half.At("e") || !half.At("d/b") {
 		t.Error("directories of a tree that is half done")
 	}
-	if !Below("a/b", []string{"/a/"}) || Below("ab", []string{"a"}) || !Below("x", []string{"/"}) {
+	if !Below("a/b", []string{"/a/"}) || Below("a/b", []string{"a/."}) || !Below("a", []string{"a/."}) || Below("ab", []string{"a"}) || !Below("x", []string{"/"}) {
 		t.Error("Below")
 	}
 	if got := text(Joined([]Own{{Path: "a", How: WasAdded}}, []Own{{Path: "a", How: WasChanged}, {Path: "b", How: WasRemoved}})); got != "added a,removed b" {

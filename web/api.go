@@ -67,8 +67,8 @@ type Deploy struct {
 	InPlace bool `json:"in_place,omitempty"` // nodes that run are made equal to the image, and nothing is erased
 	Full    bool `json:"full,omitempty"`     // in place: compare by content, instead of trusting size and time
 	Force   bool `json:"force,omitempty"`    // in place: though the image is of another distribution
-	// In place: these paths alone, and what is below them, as in the version
-	// that the node runs.
+	// In place: these paths alone, and what is below those that do not end with
+	// "/.", as in the version that the node runs.
 	Paths []string `json:"paths,omitempty"`
 }
 

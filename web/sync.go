@@ -27,6 +27,7 @@ type SyncStatus struct {
 	cluster.Sync
 	Source   string     `json:"source,omitempty"` // empty: nothing is captured, nodes follow what is there
 	Every    Duration   `json:"every,omitzero"`
+	Exclude  []string   `json:"exclude,omitempty"` // what captures leave out, as patterns
 	Watch    bool       `json:"watch,omitempty"`   // a round looks only at what has changed since the one before
 	Next     time.Time  `json:"next,omitzero"`     // when the next round begins; zero: not by itself
 	Running  time.Time  `json:"running,omitzero"`  // since when a round is under way; zero: none is

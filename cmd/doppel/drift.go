@@ -8,17 +8,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
-	"os"
-	"path"
 	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
-	"doppel/clone"
-	"doppel/cluster"
 	"doppel/imaging"
 	resync "doppel/sync"
 	"doppel/web"
@@ -43,9 +38,11 @@ removed, but for what the node keeps there. All else stays as it is.
 
 --adopt takes what was changed at the paths that it names, and below them, into
 a new version of the node's image, which is for images that nothing captures
-again: those of compute nodes, say. On a head of a pair that is not the active
-one any more, they are what was changed there since the two parted: the active
-head takes them too, and what it has at those paths stays in the versions before.
+again: those of compute nodes, say. What the image leaves out is not taken. On a
+head of a pair that is not the active one any more, only what was changed there
+since the two parted is taken, and nothing that is merely older. The active head
+is captured once more before, so that what gives way there is in a version, and
+takes it; the command waits for that. Exit code 1 if it did not.
 
 Differences are told by path, and then by the Debian package that has the path.`,
 		Example: `  doppel sync drift standby
@@ -86,100 +83,6 @@ Differences are told by path, and then by the Debian package that has the path.`
 	c.Flags().BoolVar(&yes, "yes", false, "with --revert and --adopt: do not ask")
 	_ = c.RegisterFlagCompletionFunc("image", g.completeRef)
 	return c
-}
-
-// runAdopt makes a new version of a node's image, with what was changed on the
-// node at some paths.
-func runAdopt(ctx context.Context, g *globals, name string, paths []string, yes bool, out io.Writer) error {
-	n, err := g.client().Node(ctx, name)
-	if err != nil {
-		return err
-	}
-	image, _, _ := strings.Cut(n.Runs, "@")
-	if err := mayAdopt(ctx, g, n, image, paths); err != nil {
-		return err
-	}
-	catalog, err := g.catalog()
-	if err != nil {
-		return err
-	}
-	from, question := n.Runs, fmt.Sprintf("make a new version of %s with %s of %s?", image, printable(strings.Join(paths, ", ")), n.Name)
-	active, err := activeFor(ctx, g, n, image)
-	if err != nil {
-		return err
-	}
-	if active != "" {
-		from, question = image+"@latest", fmt.Sprintf("make a new version of %s with %s of %s, and have %s, which is active, take it?", image, printable(strings.Join(paths, ", ")), n.Name, active)
-	}
-	base, err := catalog.Resolve(ctx, from)
-	if err != nil {
-		return err
-	}
-	if err := confirm(ctx, yes, question); err != nil {
-		return err
-	}
-	// The node is captured as an image of its own, which stays no longer than
-	// it takes.
-	o := captureFlags{name: "drift-" + n.Name, root: "/", open: openThrough(g.socket())}
-	h, err := reach(ctx, &o, nodePrefix+n.Name)
-	if err != nil {
-		return err
-	}
-	report, err := captureBetween(ctx, g, o, catalog, h, out)
-	if err != nil {
-		return err
-	}
-	own, err := catalog.Resolve(ctx, fmt.Sprintf("%s@%d", report.Image, report.Version))
-	if err != nil {
-		return err
-	}
-	v, fresh, err := catalog.Adopt(ctx, base, own, paths)
-	if _, rerr := catalog.Remove(ctx, own.Ref()); rerr != nil {
-		newLog(os.Stderr).Warn("the capture of the node was not removed", "image", own.Ref(), "error", rerr)
-	}
-	if err != nil {
-		return err
-	}
-	if active != "" {
-		return giveActive(ctx, g, active, n.Name, v, paths, out)
-	}
-	if g.json {
-		return printJSON(out, v)
-	}
-	if !fresh {
-		_, err = fmt.Fprintf(out, "%s has all that already, no new version\n", v.Ref())
-		return err
-	}
-	_, err = fmt.Fprintf(out, "%s  %s\n", v.Ref(), v.Digest)
-	return err
-}
-
-// mayAdopt refuses what would be lost again, or belongs to one node.
-func mayAdopt(ctx context.Context, g *globals, n cluster.Node, image string, paths []string) error {
-	if n.State != cluster.Installed || n.Key == "" || image == "" {
-		return &hintError{fmt.Errorf("%s runs nothing that doppel installed", n.Name), "see doppel status"}
-	}
-	table := clone.Identity(string(n.Role))
-	for _, p := range paths {
-		name := strings.Trim(path.Clean("/"+p), "/")
-		if r, ok := table.Match(name); ok {
-			return usagef("leave it out", "%s is %s's own: %s", printable(p), n.Name, r.Words)
-		}
-	}
-	if n.Parted != nil && n.Parted.Image == image {
-		return nil // the active head is given it as well
-	}
-	syncs, err := g.client().Syncs(ctx)
-	var none *web.Error
-	if errors.As(err, &none) && none.Status == http.StatusConflict {
-		return nil // no sync is configured
-	}
-	for _, s := range syncs {
-		if s.Image == image && s.Source != "" {
-			return &hintError{fmt.Errorf("%s is captured from %s, and the next round would undo it", image, s.Source), "make the change there"}
-		}
-	}
-	return err
 }
 
 // driftShown is the JSON of sync drift.

@@ -100,7 +100,7 @@ func (r *rig) plug(lan, ns, mac, addr string) {
 // for GRUB, whose grub-mkconfig names the root and the kernels.
 const makeTree = `set -e
 cd "$1"
-mkdir -p bin usr/bin usr/sbin lib64 etc/systemd/system root tmp proc sys dev run var/log boot/grub usr/lib/modules/6.1.0-1-amd64 usr/lib/grub/i386-pc srv opt home
+mkdir -p bin usr/bin usr/sbin lib64 etc/systemd/system root tmp proc sys dev run var/lib var/log boot/grub usr/lib/modules/6.1.0-1-amd64 usr/lib/grub/i386-pc srv opt home
 chmod 1777 tmp
 b=$(command -v busybox)
 cp -L "$b" usr/bin/busybox

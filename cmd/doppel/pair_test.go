@@ -15,7 +15,8 @@ pool = "10.99.0.200-10.99.0.250"
 image = "head"
 between = ["head1", "head2"]
 interval = "1h"
-pre_update = "while test -e /srv-hold; do sleep 1; done"
+exclude = ["srv/mysql", "srv-fail"]
+pre_update = "test ! -e /srv-fail || exit 1; while test -e /srv-hold; do sleep 1; done"
 `
 
 // Two heads, from a primary that doppel did not install to a failover and back,
@@ -77,11 +78,11 @@ func (r *rig) followOnce() {
 	})
 	r.has("head1", map[string]string{"/etc/doppel/node/pair.json": `{"image":"head","generation":1,"source":true}`})
 	r.has("head2", map[string]string{"/etc/doppel/node/pair.json": `{"image":"head","generation":1,"source":false}`})
-	r.on("head1", "echo one >/etc/app/1; echo new >/srv/new")
+	r.on("head1", "echo one >/etc/app/1; echo new >/srv/new; mkdir /srv/mysql; echo live1 >/srv/mysql/live")
 	r.does(0, nil, "sync", "now", "head")
 	r.status("head2 equal to head@")
 	r.await("the standby has it", func() bool { return r.on("head2", "cat /etc/app/1 /srv/new 2>/dev/null || true") == "one\nnew" })
-	r.has("head2", map[string]string{"/etc/hostname": "head2"})
+	r.has("head2", map[string]string{"/etc/hostname": "head2", "/srv/mysql/live": ""})
 	r.does(1, []string{"head1 is the active head of head, which is captured and never made equal"}, "deploy", "head1", "--image", "head", "--in-place", "--yes")
 }
 
@@ -106,12 +107,12 @@ func (r *rig) turnAndPart() {
 
 	// The primary is cut off the LAN: what is changed there, nobody captures.
 	r.kill(r.heads["head1"].agent)
-	r.on("head1", "echo mine >/etc/app/3; echo mine >/etc/app/4; rm /etc/app/5; mkdir -p /opt/tool; echo mine >/opt/tool/a; echo mine >/opt/tool/b")
+	r.on("head1", "echo mine >/etc/app/3; echo mine >/etc/app/4; rm /etc/app/5; echo mine >/srv/mine; chmod 711 /srv; mkdir -p /opt/tool; echo mine >/opt/tool/a; echo mine >/opt/tool/b")
 	r.does(0, []string{"head2 is the active head of head, generation 2; head1 follows"}, "sync", "turn", "head", "--to", "head2", "--yes")
 	r.kill(r.server) // the power goes
 	r.serve()
 	r.has("head2", map[string]string{"/etc/doppel/node/pair.json": `{"image":"head","generation":2,"source":true}`})
-	r.on("head2", "echo theirs >/etc/app/4; echo theirs >/etc/app/6; echo theirs >/srv/theirs; rm /srv/new")
+	r.on("head2", "echo theirs >/etc/app/4; echo theirs >/etc/app/6; echo theirs >/srv/theirs; rm /srv/new; echo live2 >/srv/mysql/live")
 	r.does(0, nil, "sync", "now", "head")
 	r.status("direction head2 to head1, generation 2", "its next update finds out what was changed there since head@3")
 
@@ -124,7 +125,7 @@ func (r *rig) turnAndPart() {
 	r.on("head1", "rm /srv-hold; echo late >/etc/app/1")
 	r.serve()
 	r.runAgent("head1")
-	r.status("keeps 7 paths")
+	r.status("keeps 9 paths")
 	r.has("head1", map[string]string{
 		"/etc/app/1": "late", "/etc/app/2": "two", "/etc/app/3": "mine", "/etc/app/4": "mine", "/etc/app/5": "", "/etc/app/6": "theirs", "/srv/theirs": "theirs", "/srv/new": "",
 		"/opt/tool/a": "mine", "/etc/hostname": "head1", "/etc/doppel/node/pair.json": `{"image":"head","generation":2,"source":false}`,
@@ -172,13 +173,33 @@ func (r *rig) staleDoppel() {
 func (r *rig) decide() {
 	r.t.Helper()
 	r.status("head1 equal to head@4")
-	r.does(0, []string{"head2 takes /opt/tool, /etc/app/4"}, "sync", "drift", "head1", "--adopt", "/opt/tool", "--adopt", "/etc/app/4", "--yes")
-	r.await("adopted", func() bool { return r.on("head2", "cat /opt/tool/a /etc/app/4 2>/dev/null || true") == "mine\nmine" })
-	r.has("head2", map[string]string{"/etc/app/6": "theirs", "/etc/app/3": "base", "/srv/theirs": "theirs"})
+	r.does(1, []string{"nothing at /home was changed on head1 since head@3", "lists what was"}, "sync", "drift", "head1", "--adopt", "/opt", "--adopt", "/home", "--yes")
+	// What nobody has captured yet of the active head stays, and is in a version.
+	r.on("head2", "echo since >/srv/theirs; echo since >/srv/since; echo since >/etc/app/4; touch /srv-fail")
+	adopt := []string{"sync", "drift", "head1", "--adopt", "/opt/tool", "--adopt", "/etc/app/4", "--adopt", "/srv", "--yes"}
+	r.does(1, []string{"head2 takes /opt/tool, /etc/app/4, /srv", "exit status 1"}, adopt...)
+	r.on("head2", "rm /srv-fail")
+	r.has("head2", map[string]string{"/etc/app/4": "since", "/opt/tool/a": ""})
+	r.does(0, []string{"head2 takes /opt/tool, /etc/app/4, /srv"}, adopt...)
+	r.has("head2", map[string]string{
+		"/opt/tool/a": "mine", "/opt/tool/b": "mine", "/etc/app/4": "mine", "/srv/mine": "mine", "/etc/app/6": "theirs", "/etc/app/3": "base",
+		"/srv/theirs": "since", "/srv/since": "since", "/srv/mysql/live": "live2",
+	})
+	r.has("head1", map[string]string{"/srv/mysql/live": "live1"})
+	if mode := r.on("head2", "stat -c %a /srv"); mode != "711" {
+		r.t.Errorf("/srv has mode %s", mode)
+	}
+	r.does(0, []string{"since"}, "image", "cat", "head@5", "/etc/app/4")
+	if out := r.doppel("image", "files", "head"); strings.Contains(out, "mysql/live") || !strings.Contains(out, "srv/mysql") {
+		r.t.Errorf("the version has what was left out:\n%s", out)
+	}
+	if out := r.doppel("image", "ls"); strings.Contains(out, "drift-head1") {
+		r.t.Errorf("the capture of head1 is left:\n%s", out)
+	}
 	r.does(0, nil, "sync", "now", "head")
 	r.await("what was adopted is no longer head1's own", func() bool {
 		out := r.doppel("sync", "drift", "head1")
-		return strings.Contains(out, "/etc/app/3") && !strings.Contains(out, "/opt/tool") && !strings.Contains(out, "/etc/app/4")
+		return strings.Contains(out, "/etc/app/3") && !strings.Contains(out, "/srv/mine") && !strings.Contains(out, "/opt/tool") && !strings.Contains(out, "/etc/app/4")
 	})
 	r.does(0, nil, "sync", "drift", "head1", "--revert", "/etc/app", "--yes")
 	r.await("equal", func() bool { return !strings.Contains(r.doppel("sync", "status"), "keeps") })

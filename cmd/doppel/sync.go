@@ -76,14 +76,30 @@ Exit codes: 0 done, also when nothing had changed; 1 a round failed.`,
 }
 
 func runSyncNow(ctx context.Context, g *globals, images []string, out io.Writer) error {
-	client := g.client()
+	ended, err := roundsNow(ctx, g.client(), images, func(s web.SyncStatus) {
+		if !g.json {
+			fmt.Fprintf(out, "%s: %s\n", s.Image, roundText(*s.Last))
+		}
+	})
+	if g.json && ended != nil {
+		err = errors.Join(err, printJSON(out, ended))
+	}
+	if err == nil && slices.ContainsFunc(ended, func(s web.SyncStatus) bool { return s.Last.Failed != "" }) {
+		return codeError(exitFailed)
+	}
+	return err
+}
+
+// roundsNow has a round of each image begin, of all that have a source if none
+// is named, and waits for their ends, of which told is told.
+func roundsNow(ctx context.Context, client *web.Client, images []string, told func(web.SyncStatus)) ([]web.SyncStatus, error) {
 	before, err := client.Syncs(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	asked, err := client.Sync(ctx, web.SyncRequest{Do: "now", Images: images})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	waits := map[string]time.Time{} // for a round that began after this
 	for _, s := range asked {
@@ -101,10 +117,9 @@ func runSyncNow(ctx context.Context, g *globals, images []string, out io.Writer)
 		}
 	}
 	if len(waits) == 0 {
-		return &usageError{"there is nothing to capture: no sync that is meant has a source", "give source in its [[sync]]"}
+		return nil, &usageError{"there is nothing to capture: no sync that is meant has a source", "give source in its [[sync]]"}
 	}
-	var ended []web.SyncStatus
-	failed := false
+	ended := []web.SyncStatus{}
 	err = client.WatchSyncs(ctx, func(list []web.SyncStatus) error {
 		for _, s := range list {
 			since, wanted := waits[s.Image]
@@ -113,10 +128,7 @@ func runSyncNow(ctx context.Context, g *globals, images []string, out io.Writer)
 			}
 			delete(waits, s.Image)
 			ended = append(ended, s)
-			failed = failed || s.Last.Failed != ""
-			if !g.json {
-				fmt.Fprintf(out, "%s: %s\n", s.Image, roundText(*s.Last))
-			}
+			told(s)
 		}
 		if len(waits) == 0 {
 			return errEnough
@@ -129,13 +141,7 @@ func runSyncNow(ctx context.Context, g *globals, images []string, out io.Writer)
 	case err == nil:
 		err = &hintError{errors.New("doppel serve was stopped before the round had ended"), "start it again: a round that was missed is caught up"}
 	}
-	if g.json {
-		err = errors.Join(err, printJSON(out, ended))
-	}
-	if err == nil && failed {
-		return codeError(exitFailed)
-	}
-	return err
+	return ended, err
 }
 
 func newSyncPause(g *globals) *cobra.Command {

@@ -439,7 +439,7 @@ func (s *syncer) Status(ctx context.Context) ([]web.SyncStatus, error) {
 	out := make([]web.SyncStatus, 0, len(s.syncs))
 	for _, o := range s.syncs {
 		state := s.state(o)
-		st := web.SyncStatus{Sync: state, Source: s.sourceOf(o), Nodes: []web.SyncNode{}}
+		st := web.SyncStatus{Sync: state, Source: s.sourceOf(o), Exclude: o.Capture.exclude, Nodes: []web.SyncNode{}}
 		captured := map[string]time.Time{}
 		versions, err := s.versions(ctx, o)
 		if err != nil {

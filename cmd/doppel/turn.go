@@ -12,8 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"doppel/cluster"
-	"doppel/imaging"
 	resync "doppel/sync"
 	"doppel/web"
 )
@@ -229,40 +227,4 @@ func restless(p string) int {
 		}
 	}
 	return 0
-}
-
-// activeFor is the active head of the pair that a node parted from; empty: it
-// did not.
-func activeFor(ctx context.Context, g *globals, n cluster.Node, image string) (string, error) {
-	if n.Parted == nil || n.Parted.Image != image {
-		return "", nil
-	}
-	syncs, err := g.client().Syncs(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, s := range syncs {
-		if s.Image == image && s.Pair != nil && s.Pair.Active != "" {
-			if !s.Current() {
-				return "", &hintError{fmt.Errorf("%s has not been captured yet since it is the active head", s.Pair.Active), "doppel sync now " + image + " first"}
-			}
-			return s.Pair.Active, nil
-		}
-	}
-	return "", &hintError{fmt.Errorf("%s is kept between two heads no more", image), "leave it, or undo it with --revert"}
-}
-
-// giveActive has the active head take what was adopted of the other one.
-func giveActive(ctx context.Context, g *globals, active, from string, v imaging.Version, paths []string, out io.Writer) error {
-	list, err := g.client().Deploy(ctx, web.Deploy{Nodes: []string{active}, InPlace: true, Image: v.Ref(), Paths: paths})
-	if err != nil {
-		return err
-	}
-	if g.json {
-		return printJSON(out, v)
-	}
-	for _, d := range list {
-		fmt.Fprintf(out, "%s  %s\n%s takes %s; when it is captured next, %s is equal in that\n", v.Ref(), v.Digest, d.Node, printable(strings.Join(paths, ", ")), from)
-	}
-	return nil
 }
