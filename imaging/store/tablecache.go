@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -184,7 +185,10 @@ func (t *TableCache) fetch(ctx context.Context, id ID) error {
 }
 
 func (t *TableCache) write(id ID, e *ends) error {
-	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(t.dir), 0o755); err != nil {
+		return fmt.Errorf("keeping the table of a pack: %w", err)
+	}
+	if err := os.Mkdir(t.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("keeping the table of a pack: %w", err)
 	}
 	return renameio.WriteFile(t.path(id), e.encode(), 0o600, renameio.WithTempDir(t.dir))
