@@ -47,6 +47,10 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 	pace := time.NewTicker(followEvery)
 	defer pace.Stop()
 	for changed := m.Cluster.Watch(ctx); ; {
+		// What changed before the watch began is not told of any more.
+		if n, err = m.installed(r); err != nil {
+			return nil, err
+		}
 		if o := m.tellPair(r.Context(), n, body.Pair); o != nil {
 			return clone.Task{Pair: o}, nil
 		}
@@ -71,9 +75,6 @@ func (m *Machines) task(w http.ResponseWriter, r *http.Request) (any, error) {
 			}
 		case <-m.Ending:
 			return nil, nil
-		}
-		if n, err = m.installed(r); err != nil {
-			return nil, err
 		}
 	}
 }
