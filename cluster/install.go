@@ -17,7 +17,7 @@ func (c Arm) prepare(s *state, at time.Time) (Change, error) {
 	case Installing:
 		return nil, refuse("wait for it, or doppel disarm "+n.Name+" first", "%s is installing %s", n.Name, n.Install.Image)
 	}
-	if image := s.active(n.Name); image != "" {
+	if image := s.active(n.Name); image != "" && n.State == Installed {
 		return nil, refuse("doppel sync turn "+image+" --to "+s.syncs[image].Pair.Other(n.Name)+" makes the other head the active one first",
 			"%s is the active head of %s, which is captured: an install would erase what nothing else has", n.Name, image)
 	}
