@@ -152,3 +152,24 @@ func TestNodeBecomes(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 }
+
+// Nothing is kept where that would make a directory that was not there.
+func TestTablesNeedAPlace(t *testing.T) {
+	n := &node{root: t.TempDir()}
+	if got := n.tables(); got != "" {
+		t.Errorf("without /var/lib: %s", got)
+	}
+	plant(t, n.root, map[string]string{"var/lib/other": ""})
+	if got := n.tables(); got != filepath.Join(n.root, "var/lib/doppel/tables") {
+		t.Errorf("with /var/lib: %s", got)
+	}
+	if err := os.RemoveAll(filepath.Join(n.root, "var/lib")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/", filepath.Join(n.root, "var/lib")); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.tables(); got != "" {
+		t.Errorf("with a link: %s", got)
+	}
+}

@@ -75,6 +75,10 @@ func (b *bench) watched(ctx context.Context, state, copied string) (err error) {
 	if err := b.idle(ctx, s); err != nil {
 		return err
 	}
+	// None by itself may come before the one that is measured.
+	if _, err := s.doppel(ctx, "sync", "pause"); err != nil {
+		return err
+	}
 	b.say("rounds of a million entries that are watched, one file changed")
 	own.do = round("new version", change)
 	if err := b.compare(ctx, own, []side{peer}, figure{name: "watch-change-time", unit: "ms", goal: atLeastAsGood, of: milliseconds}); err != nil {
