@@ -101,8 +101,16 @@ func openNode(dir string, say func(string, ...any)) (*node, error) {
 	return n, n.head.wear(pair.Certificate[0], key)
 }
 
-// tables is where the tables of packs are kept between updates.
-func (n *node) tables() string { return filepath.Join(n.root, clone.TablesPath) }
+// tables is where the tables of packs are kept between updates; empty: nowhere, as
+// there is no /var/lib, and one that appeared would be in no image.
+func (n *node) tables() string {
+	dir := filepath.Join(n.root, clone.TablesPath)
+	lib := filepath.Dir(filepath.Dir(dir))
+	if info, err := os.Lstat(lib); err != nil || !info.IsDir() {
+		return ""
+	}
+	return dir
+}
 
 // becomeService goes on as another agent: the same process, for systemd the same
 // service, which says once more that it is ready.
