@@ -60,7 +60,7 @@ type node struct {
 	config  clone.NodeConfig
 	head    *head
 	every   time.Duration
-	pause   time.Duration // before it asks again when it was refused; see updatePatience
+	rest    func(context.Context, time.Duration) // before it asks again when it was refused
 	up      func(ctx context.Context) (clone.Up, error)
 	machine clone.Machine
 	disk    func() (string, error)  // that it runs from
@@ -69,7 +69,7 @@ type node struct {
 
 func openNode(dir string, say func(string, ...any)) (*node, error) {
 	n := &node{
-		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, pause: updatePatience, up: describeUp, machine: clone.NewLinux(),
+		dir: dir, root: "/", work: workDir, self: "/proc/self/exe", every: upEvery, rest: sleep, up: describeUp, machine: clone.NewLinux(),
 		disk:   func() (string, error) { return rootDisk("/", sysfs("/sys")) },
 		become: becomeService,
 	}

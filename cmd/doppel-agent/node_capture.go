@@ -36,12 +36,12 @@ func (n *node) serveCapture(ctx context.Context, log *slog.Logger, o *clone.Capt
 	case errors.As(err, &no):
 		log.Warn("the head does not want the capture any more", "err", err)
 		if no.Status != http.StatusForbidden {
-			sleep(ctx, min(n.pause, streamPause))
+			n.rest(ctx, streamPause)
 		}
 		return
 	default:
 		log.Error("the head was not reached to be captured by", "err", err)
-		sleep(ctx, min(n.pause, streamPause))
+		n.rest(ctx, streamPause)
 		return
 	}
 	log.Info("being captured", "stays", o.Stays)

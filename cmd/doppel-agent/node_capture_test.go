@@ -144,7 +144,7 @@ func TestNodeCaptureCut(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	began := time.Now()
-	(&node{head: hd, self: "/proc/self/exe", pause: time.Minute}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{}, nil)
+	(&node{head: hd, self: "/proc/self/exe", rest: sleep}).serveCapture(t.Context(), slog.New(slog.DiscardHandler), &clone.CaptureOrders{}, nil)
 	if time.Since(began) > streamPause/2 {
 		t.Error("it waits though nobody wants the capture any more")
 	}
@@ -155,8 +155,8 @@ func TestNodeCaptureCut(t *testing.T) {
 func TestNodeCapturePauses(t *testing.T) {
 	for _, answer := range []string{"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", ""} {
 		n := newTestNode(t)
-		n.pause = time.Hour
-		given, asked := 0, make(chan struct{}, 1000)
+		rested := n.rests(t)
+		given := 0
 		n.do = func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/task" {
 				given++
@@ -170,14 +170,12 @@ func TestNodeCapturePauses(t *testing.T) {
 			}
 			io.WriteString(c, answer)
 			c.Close()
-			asked <- struct{}{}
 		}
 		stop := n.obeying(t)
-		<-asked
-		time.Sleep(300 * time.Millisecond)
+		d := rested()
 		stop()
-		if given != 1 {
-			t.Errorf("%q: it was given the capture %d times", answer, given)
+		if given != 1 || d != streamPause {
+			t.Errorf("%q: it was given the capture %d times, and then rested for %v", answer, given, d)
 		}
 	}
 }

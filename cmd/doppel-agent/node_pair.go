@@ -114,6 +114,6 @@ func (n *node) hearPair(ctx context.Context, log *slog.Logger, o *clone.PairOrde
 		log.Warn("the head does not hear what this node knows of its pair", "err", err)
 	}
 	if answer.Failed != "" && o.ID == "" {
-		sleep(ctx, n.pause) // it would be told the same again at once
+		n.rest(ctx, updatePatience) // it would be told the same again at once
 	}
 }

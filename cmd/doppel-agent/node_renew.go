@@ -59,6 +59,13 @@ var errFetch = errors.New("fetching the head's agent")
 // it in its place.
 func (n *node) fetchAgent(ctx context.Context, path string, o *clone.AgentOrders) error {
 	dir := filepath.Dir(path)
+	// One that was cut off has left its own.
+	left, _ := filepath.Glob(filepath.Join(dir, ".doppel-agent-*"))
+	for _, name := range left {
+		if err := os.Remove(name); err != nil {
+			return fmt.Errorf("making room for the new agent: %w", err)
+		}
+	}
 	f, err := os.CreateTemp(dir, ".doppel-agent-*")
 	if err != nil {
 		return fmt.Errorf("making room for the new agent: %w", err)
@@ -85,11 +92,7 @@ func (n *node) fetchAgent(ctx context.Context, path string, o *clone.AgentOrders
 	if err := os.Rename(f.Name(), path); err != nil {
 		return fmt.Errorf("putting the new agent in its place: %w", err)
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("putting the new agent in its place: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(dir)
 }
 
 // get fetches what is at a path, which must be so many bytes.

@@ -43,6 +43,9 @@ func TestNodeRenewsItsAgent(t *testing.T) {
 			n := newTestNode(t)
 			path := filepath.Join(n.root, "usr/lib/doppel/doppel-agent")
 			plant(t, n.root, map[string]string{"usr/lib/doppel/doppel-agent": "the old one"})
+			if c.why == "" {
+				plant(t, n.root, map[string]string{"usr/lib/doppel/.doppel-agent-1": "cut off"})
+			}
 			if c.full {
 				must := func(args ...string) {
 					if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {

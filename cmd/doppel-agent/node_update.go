@@ -47,7 +47,7 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 		idle := clone.Idle{BootID: strings.TrimSpace(string(boot)), Agent: self, AgentRefused: refused}
 		if idle.Pair, err = n.pair(); err != nil {
 			log.Error("what this node was told of its pair cannot be read", "err", err)
-			sleep(ctx, n.pause)
+			n.rest(ctx, updatePatience)
 			continue
 		}
 		_, err := n.head.ask(ctx, "/v1/task", idle, &t)
@@ -57,14 +57,14 @@ func (n *node) obey(ctx context.Context, log *slog.Logger) {
 			return
 		case errors.As(err, &no):
 			log.Error("the head has no work for this node", "err", err)
-			sleep(ctx, n.pause)
+			n.rest(ctx, updatePatience)
 		case t.Agent != nil:
 			err := n.renew(ctx, log, t.Agent)
 			switch {
 			case err == nil || ctx.Err() != nil:
 			case errors.Is(err, errFetch):
 				log.Warn("the head's agent did not arrive", "err", err)
-				sleep(ctx, n.pause)
+				n.rest(ctx, updatePatience)
 			default:
 				log.Error("the head's agent is not used", "err", err)
 				refused, since = &clone.AgentRefusal{Digest: t.Agent.Digest, Why: err.Error()}, time.Now()
@@ -132,7 +132,7 @@ func (n *node) tell(ctx context.Context, path string, word any) error {
 func (n *node) hold(ctx context.Context, err error) {
 	var no *refusal
 	if errors.As(err, &no) && no.status != http.StatusForbidden {
-		sleep(ctx, n.pause)
+		n.rest(ctx, updatePatience)
 	}
 }
 

@@ -129,6 +129,7 @@ func newTestNode(t *testing.T) *testNode {
 			return os.WriteFile(filepath.Join(c.Root, c.Args[2]), []byte("root 1111-11 /vmlinuz-6.1.0-1-amd64"), 0o600)
 		}},
 		disk: func() (string, error) { return "/dev/vda", nil },
+		rest: func(context.Context, time.Duration) {},
 	}
 	plan := &clone.Plan{
 		ID: "I", Node: "node001", Role: "head", Firmware: clone.BIOS, Arch: "", Addr: netip.MustParsePrefix("10.77.0.11/24"),
@@ -170,6 +171,26 @@ func newTestNode(t *testing.T) *testNode {
 		}
 	}
 	return n
+}
+
+// rests has the node rest, when it has a reason to, until it is stopped. What it
+// gives waits for that, and tells for how long it would.
+func (n *testNode) rests(t *testing.T) func() time.Duration {
+	resting := make(chan time.Duration, 1)
+	n.rest = func(ctx context.Context, d time.Duration) {
+		resting <- d
+		<-ctx.Done()
+	}
+	return func() time.Duration {
+		t.Helper()
+		select {
+		case d := <-resting:
+			return d
+		case <-time.After(time.Minute):
+			t.Fatal("it does not rest")
+			return 0
+		}
+	}
 }
 
 // obeying lets the node work until the test ends or stop is called.
@@ -274,19 +295,14 @@ func TestNodeUpdateNotUnderstood(t *testing.T) {
 	}{{clone.StageCheck, http.StatusBadRequest}, {clone.StageFinish, http.StatusBadRequest}, {clone.StageFinish, http.StatusRequestEntityTooLarge}} {
 		t.Run(fmt.Sprint(c.stage, c.status), func(t *testing.T) {
 			n := newTestNode(t)
-			n.pause = time.Hour
+			rested := n.rests(t)
 			n.status = map[clone.Stage]int{c.stage: c.status}
 			n.order(&clone.UpdateOrders{ID: "U1", Image: "head@2", Access: access})
 			stop := n.obeying(t)
-			for w := range n.words {
-				if w.Stage == c.stage {
-					break
-				}
-			}
-			time.Sleep(300 * time.Millisecond) // in which it would have asked, and been given the same
+			d := rested()
 			stop()
-			if n.given != 1 {
-				t.Errorf("it was given its orders %d times", n.given)
+			if n.given != 1 || d != updatePatience {
+				t.Errorf("it was given its orders %d times, and then rested for %v", n.given, d)
 			}
 		})
 	}

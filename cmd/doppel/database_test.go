@@ -115,9 +115,12 @@ func (d *database) query(data, sql string) string {
 
 const rowText = "concat('row ', id, repeat(' of many', 40))"
 
+// enoughRows are something to lose.
+const enoughRows = 200
+
 // insert inserts one row after the other, each committed by itself, and counts
-// those that were acknowledged.
-func (d *database) insert(data string, acknowledged *atomic.Int64) (stop func()) {
+// those that were acknowledged; enough is closed when they are enoughRows.
+func (d *database) insert(data string, acknowledged *atomic.Int64, enough chan<- struct{}) (stop func()) {
 	d.t.Helper()
 	cmd := d.command(data, "mariadb", "--no-defaults", dbSocket, "--batch", "--skip-column-names", "--unbuffered")
 	stdin, err := cmd.StdinPipe()
@@ -148,6 +151,9 @@ func (d *database) insert(data string, acknowledged *atomic.Int64) (stop func())
 				return
 			}
 			acknowledged.Store(n)
+			if n == enoughRows {
+				close(enough)
+			}
 		}
 	}()
 	stop = sync.OnceFunc(func() {
@@ -200,7 +206,8 @@ func TestMariaDB(t *testing.T) {
 	d.query(data, "create database test; create table test.data (id bigint primary key, text varchar(1000) not null, key (text(20))) engine=innodb")
 
 	var acknowledged atomic.Int64
-	stop := d.insert(data, &acknowledged)
+	enough := make(chan struct{})
+	stop := d.insert(data, &acknowledged, enough)
 	doppel := func(args ...string) {
 		t.Helper()
 		do(filepath.Join(bin, "doppel"), append([]string{"--state", filepath.Join(dir, "state")}, args...)...)
@@ -208,8 +215,10 @@ func TestMariaDB(t *testing.T) {
 	// capture captures, and tells how many rows must be there.
 	capture := func(args ...string) int64 {
 		t.Helper()
-		for acknowledged.Load() < 200 && !t.Failed() {
-			time.Sleep(10 * time.Millisecond) // let there be something to lose
+		select {
+		case <-enough:
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("only %d rows were acknowledged", acknowledged.Load())
 		}
 		before := acknowledged.Load()
 		doppel(append([]string{"capture", "local", "--root", head, "--name", "head"}, args...)...)

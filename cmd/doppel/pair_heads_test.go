@@ -205,7 +205,8 @@ func (r *rig) kill(cmd *exec.Cmd) {
 	_ = cmd.Wait()
 }
 
-// await waits for something to become so.
+// await waits for something to become so of which other processes tell only when
+// they are asked.
 func (r *rig) await(what string, so func() bool) {
 	r.t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !so(); time.Sleep(50 * time.Millisecond) {
