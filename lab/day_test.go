@@ -222,8 +222,8 @@ var apart = sync.OnceValue(func() chan<- func() {
 	go func() {
 		runtime.LockOSThread()
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
-		if err == nil {
-			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+		if err == nil { // the namespaces of hosts to come are mounts, which it is to see
+			err = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 		}
 		if err != nil {
 			panic(fmt.Sprintf("making a mount namespace: %v", err))
@@ -234,6 +234,30 @@ var apart = sync.OnceValue(func() chan<- func() {
 	}()
 	return work
 })
+
+// TestApart has the thread of others see a host that is made after it.
+func TestApart(t *testing.T) {
+	t.Parallel()
+	l, err := New(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	apart() <- func() {}
+	h, err := l.Host(t.Context(), "late", dayServer, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	apart() <- func() { done <- h.Command(t.Context(), "true").Run() }
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
 
 // onDisk gives a function the standby's tree, while it is off, on a thread apart
 // from others: the mount is that thread's own, so that no other process keeps

@@ -194,11 +194,12 @@ func (h *Handler) installer(ctx context.Context, n cluster.Node, mac cluster.MAC
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return retry(n.Name, "the installer is being made", url)
+	case ctx.Err() != nil:
+		return retry(n.Name, "the machine hung up", url) // nobody reads it
 	case err != nil:
-		h.log().Error("installer cannot be made", "node", n.Name, "image", n.Install.Image, "err", err)
-		return retry(n.Name, "the head cannot make the installer: "+err.Error(), url)
+		return h.fail(ctx, n, "the head cannot make the installer: "+err.Error(), url)
 	case arch != ArchUnknown && !arch.Runs(boot.Machine):
-		return retry(n.Name, fmt.Sprintf("%s is for %s; this machine's firmware (%s) cannot start it", n.Install.Image, boot.Machine, arch), url)
+		return h.fail(ctx, n, fmt.Sprintf("%s is for %s; this machine's firmware (%s) cannot start it", n.Install.Image, boot.Machine, arch), url)
 	}
 	// 128 random bits or more, in letters and digits: fit for a command line.
 	nonce := rand.Text()
@@ -207,4 +208,16 @@ func (h *Handler) installer(ctx context.Context, n cluster.Node, mac cluster.MAC
 		return retry(n.Name, "the head cannot begin this boot: "+err.Error(), url)
 	}
 	return launch{node: n, mac: mac, boot: boot, nonce: nonce, http: h.HTTP, tls: h.TLS, url: url}.installer()
+}
+
+// fail says of a node, which was not touched yet, why it is not installed:
+// whoever deployed it waits for a word, and does not stand before the machine.
+func (h *Handler) fail(ctx context.Context, n cluster.Node, why, url string) string {
+	h.log().Error("install cannot begin", "node", n.Name, "image", n.Install.Image, "why", why)
+	if err := h.State.Commit(ctx, cluster.Fail{Node: n.Name, Install: n.Install.ID, Reason: why}); err != nil {
+		h.log().Error("failure cannot be recorded", "node", n.Name, "err", err)
+		return retry(n.Name, why, url)
+	}
+	n.State, n.Reason = cluster.Failed, why
+	return hold(n, url)
 }

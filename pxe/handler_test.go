@@ -66,7 +66,12 @@ func commit(t testing.TB, c *cluster.Cluster, changes ...cluster.Change) {
 
 func arm(t testing.TB, c *cluster.Cluster) {
 	t.Helper()
-	commit(t, c, cluster.Arm{Node: "node001", Install: install, Image: "head@3", Digest: store.Sum([]byte("head")).String(), After: "reboot"})
+	armAs(t, c, install)
+}
+
+func armAs(t testing.TB, c *cluster.Cluster, id string) {
+	t.Helper()
+	commit(t, c, cluster.Arm{Node: "node001", Install: id, Image: "head@3", Digest: store.Sum([]byte("head")).String(), After: "reboot"})
 }
 
 // installers is an Installers of one boot, or an error.
@@ -143,14 +148,21 @@ func TestScripts(t *testing.T) {
 	arm(t, c)
 	show("armed", ownAddr, ask(known, ""))
 	show("armed, another architecture", ownAddr, "/boot/ipxe?mac="+known.String()+"&platform=efi&buildarch=arm64")
-	commit(t, c, cluster.BeginInstall{Node: "node001", Install: install},
-		cluster.ReportStage{Node: "node001", Install: install, Stage: "apply"})
-	show("installing", ownAddr, bios)
+	armAs(t, c, "6B7A9D5E-0000-4000-8000-000000000002")
+	made := h.Installers
 	h.Installers = installers{err: errors.New("no ${kernel} in the image || reboot")}
 	show("no installer", ownAddr, ask(known, ""))
+	if n, _ := c.NodeByMAC(known); n.State != cluster.Failed || n.Reason != "the head cannot make the installer: no ${kernel} in the image || reboot" {
+		t.Errorf("without an installer the node is %s: %q", n.State, n.Reason)
+	}
+	armAs(t, c, "6B7A9D5E-0000-4000-8000-000000000003")
 	h.Installers = installers{err: context.DeadlineExceeded}
 	show("installer not ready", ownAddr, ask(known, ""))
-	commit(t, c, cluster.Fail{Node: "node001", Install: install, Reason: "apply: chunk sha256:" + strings.Repeat("0123456789abcdef", 4) +
+	h.Installers = made
+	commit(t, c, cluster.BeginInstall{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003"},
+		cluster.ReportStage{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003", Stage: "apply"})
+	show("installing", ownAddr, bios)
+	commit(t, c, cluster.Fail{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003", Reason: "apply: chunk sha256:" + strings.Repeat("0123456789abcdef", 4) +
 		" is corrupt\n|| reboot\nsanboot ${x} && \"ü\" -n --help # `"})
 	show("failed", ownAddr, ask(known, ""))
 	golden(t, "scripts.txt", b.String())
