@@ -16,6 +16,9 @@ ifeq ($(GO),)
 $(error there is no Go that can build this, and none could be installed: see above)
 endif
 
+# The end-to-end tests take longest: they begin first.
+TESTS := ./lab ./...
+
 # What the demo needs: a Debian tree, machines, their firmware, and iPXE.
 DEMO_PACKAGES := mmdebstrap qemu-system-x86 ovmf ipxe ipxe-qemu iproute2 util-linux mount fdisk git openssh-client acl libcap2-bin attr
 # What the tests need besides: peers to talk to, and tools that judge.
@@ -39,13 +42,13 @@ bench: bench-packages build
 
 test: test-packages build
 	$(SUDO) $(GO) vet ./...
-	$(SUDO) env DOPPEL_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout 70m ./...
+	$(SUDO) env DOPPEL_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout 70m $(TESTS)
 
 check: test-packages build
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	$(SUDO) env DOPPEL_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout 70m ./...
+	$(SUDO) env DOPPEL_BIN=$(CURDIR)/bin $(GO) test -race -count=1 -timeout 70m $(TESTS)
 
 demo-packages:
 	@sh ./testdata/packages.sh $(DEMO_PACKAGES)
