@@ -20,6 +20,8 @@ func TestClassifyCopies(t *testing.T) {
 		"var/lib/cloud/instances/i/user-data.txt": ClassHead,
 		"srv/doppel/keys/head.key":                ClassHead,
 		"srv/doppel/keys/cluster.key":             ClassHead,
+		"srv/doppel/keys/heartbeat.key":           ClassHead,
+		"srv/doppel/keys/fence.sealed":            ClassHead,
 		"srv/doppel/keys/ca.crt":                  ClassNone,
 		"etc/shadow-maint/x":                      ClassNone,
 		"etc/shadow":                              ClassCluster,

@@ -586,7 +586,9 @@ var secretRules = [...]rule{
 	{ClassHead, "**/.local/share/fish/fish_history"},
 	{ClassHead, "**/.viminfo"},
 
-	// The audience keys of a doppel whose state is not in /var/lib/doppel.
+	// The keys of a doppel whose state is not in /var/lib/doppel.
 	{ClassHead, "**/keys/head.key"},
 	{ClassHead, "**/keys/cluster.key"},
+	{ClassHead, "**/keys/heartbeat.key"},
+	{ClassHead, "**/keys/fence.sealed"},
 }

@@ -51,9 +51,11 @@ keep = ["srv/own/**"]
 	standby := b.machine(MachineOptions{Name: "standby", Firmware: BIOS}, standbyAddr)
 	b.doppel("node", "set", "primary", "--role", "head")
 	b.doppel("node", "set", "standby", "--role", "head")
+	b.doppel("sync", "pause") // a round of its own would make a version before the primary is enlisted
 	b.doppel("deploy", "primary", "standby", "--image", "head@latest", "--watch", "--yes")
 	first := b.node("standby").Runs
 	before := b.enlistPrimary()
+	b.doppel("sync", "resume")
 
 	own := "hostname; cat /etc/machine-id; sha256sum /etc/ssh/ssh_host_*_key; cat /etc/fstab /etc/network/interfaces; cat /etc/doppel/node/node.key"
 	identity := b.ssh(standbyAddr, own)
