@@ -210,8 +210,8 @@ func (h *Handler) installer(ctx context.Context, n cluster.Node, mac cluster.MAC
 	return launch{node: n, mac: mac, boot: boot, nonce: nonce, http: h.HTTP, tls: h.TLS, url: url}.installer()
 }
 
-// fail says of a node, which was not touched yet, why it is not installed:
-// whoever deployed it waits for a word, and does not stand before the machine.
+// fail says of a node why it is not installed: whoever deployed it waits for a
+// word, and does not stand before the machine. This boot has touched nothing.
 func (h *Handler) fail(ctx context.Context, n cluster.Node, why, url string) string {
 	h.log().Error("install cannot begin", "node", n.Name, "image", n.Install.Image, "why", why)
 	if err := h.State.Commit(ctx, cluster.Fail{Node: n.Name, Install: n.Install.ID, Reason: why}); err != nil {

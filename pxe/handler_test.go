@@ -155,14 +155,15 @@ func TestScripts(t *testing.T) {
 	if n, _ := c.NodeByMAC(known); n.State != cluster.Failed || n.Reason != "the head cannot make the installer: no ${kernel} in the image || reboot" {
 		t.Errorf("without an installer the node is %s: %q", n.State, n.Reason)
 	}
-	armAs(t, c, "6B7A9D5E-0000-4000-8000-000000000003")
+	const again = "6B7A9D5E-0000-4000-8000-000000000003"
+	armAs(t, c, again)
 	h.Installers = installers{err: context.DeadlineExceeded}
 	show("installer not ready", ownAddr, ask(known, ""))
 	h.Installers = made
-	commit(t, c, cluster.BeginInstall{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003"},
-		cluster.ReportStage{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003", Stage: "apply"})
+	commit(t, c, cluster.BeginInstall{Node: "node001", Install: again},
+		cluster.ReportStage{Node: "node001", Install: again, Stage: "apply"})
 	show("installing", ownAddr, bios)
-	commit(t, c, cluster.Fail{Node: "node001", Install: "6B7A9D5E-0000-4000-8000-000000000003", Reason: "apply: chunk sha256:" + strings.Repeat("0123456789abcdef", 4) +
+	commit(t, c, cluster.Fail{Node: "node001", Install: again, Reason: "apply: chunk sha256:" + strings.Repeat("0123456789abcdef", 4) +
 		" is corrupt\n|| reboot\nsanboot ${x} && \"ü\" -n --help # `"})
 	show("failed", ownAddr, ask(known, ""))
 	golden(t, "scripts.txt", b.String())

@@ -34,6 +34,9 @@ func (i *installers) Installer(ctx context.Context, ref, digest string) (pxe.Boo
 	}
 	b, err := i.build(context.WithoutCancel(ctx), ref, digest)
 	if err != nil {
+		if h := hint(err); h != "" { // it is read in the node's reason, where nothing else says it
+			err = fmt.Errorf("%w (%s)", err, h)
+		}
 		return b, err
 	}
 	if i.made == nil {
